@@ -1,0 +1,220 @@
+/* backend.h - what a device can do: memory, weights, and one operation per step of a transformer.
+ *
+ * A backend is one table of functions; no entry is optional. The model's forward pass is written
+ * once against this table. All pointers named `x`, `out`, `qkv`, ... are device memory.
+ *
+ * Order. Operations of one device run in the order of the calls, possibly after the call has
+ * returned; download() and sync() wait. upload() has read its source when it returns.
+ *
+ * Failure. open, alloc, reserve and weight_load report failure with err_set(ERR_RESOURCE or
+ * ERR_CONFIG); the other operations cannot fail for a reason that a caller could mend.
+ *
+ * Batch invariance. A row of any result depends on that row's inputs alone: not on how many rows
+ * are computed with it, on their order, or on the number of threads. Reductions therefore run in an
+ * order that is a function of the shape of one row. Attention cuts keys at absolute positions.
+ *
+ * Numbers. Activations have the device's act_dtype (CPU: f32; a GPU: the model's dtype). Norm
+ * gains, biases and logits are f32. Accumulation is f32.
+ */
+#ifndef QUIRE_BACKEND_H
+#define QUIRE_BACKEND_H
+
+#include "engine/util.h"
+
+/* ---- vocabulary ---------------------------------------------------------------------------- */
+
+enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPE_N };
+
+size_t dtype_bytes(enum dtype dtype);     /* of one element                     */
+const char *dtype_name(enum dtype dtype); /* "float32", "bfloat16", "float16"   */
+
+enum attention_kind {
+    ATTENTION_FLASH, /* tiled, online softmax, reads the paged cache in place */
+    ATTENTION_EAGER, /* scores materialised per query row: the readable one   */
+    ATTENTION_N,
+};
+
+const char *attention_name(enum attention_kind kind); /* "flash", "eager" */
+
+enum device_kind { DEVICE_CPU, DEVICE_N_KINDS };
+
+const char *device_kind_name(enum device_kind kind); /* "cpu" */
+
+struct device_info {
+    enum device_kind kind;
+    char name[128];      /* "AMD EPYC 9654"                                            */
+    char isa[32];        /* CPU: "plain", "avx2", "avx512", "avx512bf16"; GPU: "sm_90" */
+    int n_threads;       /* CPU: OpenMP threads used                                   */
+    size_t memory_bytes; /* all the memory that this process may use on the device     */
+    size_t free_bytes;   /* the part of it that was free when the device was opened    */
+};
+
+struct device_options {
+    int n_threads;   /* CPU: threads to use; 0: all that this process may run on         */
+    const char *isa; /* CPU: force an instruction set (QUIRE_CPU_ISA); NULL: the best one */
+};
+
+/* ---- data of a step ------------------------------------------------------------------------ */
+
+/* The flat batch of one step: prefill chunks and decodes side by side. Arrays are device memory. */
+struct batch {
+    int n_tokens, n_seqs;
+    int max_blocks;         /* row length of block_table                                    */
+    int max_q_len;          /* the most tokens of one sequence in this batch                 */
+    int max_kv_len;         /* the largest kv_len                                            */
+    const int *token;       /* [n_tokens] id, or -1 - lane: the token sampled in that lane   */
+    const int *position;    /* [n_tokens] position in its sequence                           */
+    const int *slot;        /* [n_tokens] where its K and V go: block * block_size + offset  */
+    const int *q_start;     /* [n_seqs + 1] prefix sums: tokens of sequence s in the batch   */
+    const int *kv_len;      /* [n_seqs] keys to attend to, this step's own included          */
+    const int *block_table; /* [n_seqs, max_blocks] block ids in token order                 */
+};
+
+/* The key and value memory of one layer. Each: [n_blocks, n_kv_heads, block_size, head_dim]. */
+struct kv_layer {
+    void *k, *v;
+};
+
+struct attention_shape {
+    int n_heads, n_kv_heads, head_dim; /* n_heads is a multiple of n_kv_heads */
+    int block_size;                    /* tokens per block of the cache       */
+    enum dtype kv_dtype;
+};
+
+/* A matrix of n_out rows and n_in columns in the backend's own layout: y = W x. */
+struct weight {
+    enum dtype dtype; /* of the elements as stored on the device */
+    int n_out, n_in;
+    void *data;   /* device memory */
+    size_t bytes; /* of data       */
+};
+
+/* Rows of a matrix in host memory, row-major, contiguous. Several parts are stacked: Q, K and V
+ * (gate and up) become one matrix. */
+struct weight_part {
+    const void *rows; /* [n_rows, n_in] */
+    enum dtype dtype;
+    int n_rows;
+};
+
+/* What the largest step will be; reserve() takes scratch memory for it. */
+struct step_limits {
+    int max_tokens, max_seqs;
+    int max_rows; /* rows of logits */
+    int max_kv_len;
+    int max_width; /* the largest n_in of a linear */
+    int vocab;
+    struct attention_shape shape;
+};
+
+/* y = x W^T + bias */
+struct linear_args {
+    void *out;     /* [n_rows, n_out] of out_dtype               */
+    const void *x; /* [n_rows, n_in] of act_dtype                */
+    const struct weight *weight;
+    const float *bias; /* [n_out] or NULL                         */
+    int n_rows;
+    enum dtype out_dtype; /* act_dtype, or DTYPE_F32 for logits   */
+};
+
+/* For each token: RMS-normalise each head of Q and K (when gains are given), rotate them by
+ * position, store K and V in the cache at the token's slot. Q is changed in place.
+ * Rotation (GPT-NeoX halves, as in Hugging Face): with c, s = table[position][j], j < head_dim / 2:
+ *   (x[j], x[j + head_dim/2]) <- (x[j] c - x[j + head_dim/2] s, x[j + head_dim/2] c + x[j] s) */
+struct rope_cache_args {
+    void *qkv; /* [n_tokens, (n_heads + 2 n_kv_heads) head_dim]: Q heads, K heads, V heads */
+    const float *q_gain, *k_gain; /* [head_dim], or NULL: no QK-norm                        */
+    const float *rope;            /* [max_position, head_dim]: cosines, then sines          */
+    float norm_eps;
+    struct kv_layer kv;
+    struct attention_shape shape;
+    const struct batch *batch;
+};
+
+/* out[t, h] = softmax(scale q k^T + mask) v over keys 0..position[t] of t's sequence; with a
+ * window w > 0 only over the last w of them. Query head h reads KV head h / (n_heads/n_kv_heads).
+ */
+struct attention_args {
+    enum attention_kind kind;
+    void *out;       /* [n_tokens, n_heads head_dim]                                        */
+    const void *qkv; /* as rope_cache left it; only the Q heads are read                    */
+    struct kv_layer kv;
+    struct attention_shape shape;
+    float scale;
+    int window; /* 0: no sliding window */
+    const struct batch *batch;
+};
+
+/* How one row of logits becomes a token: divide by temperature, keep the top_k largest, of those
+ * the smallest set whose probability reaches top_p, of those the ones with at least min_p of the
+ * largest probability; draw with Philox4x32-10 keyed by (seed, index). Ties go to the lower id. */
+struct sample_row {
+    uint64_t seed;     /* of the sample                                  */
+    float temperature; /* 0: the largest logit                           */
+    float top_p;       /* 1: off                                         */
+    float min_p;       /* 0: off                                         */
+    int top_k;         /* 0: off                                         */
+    int index;         /* position of the new token in its sequence      */
+    int lane;          /* sampled[lane] receives the token               */
+};
+
+struct sample_args {
+    int *sampled;                 /* [lanes] device memory, read by the next embed */
+    const float *logits;          /* [n_rows, vocab] f32                           */
+    const struct sample_row *row; /* [n_rows] device memory                        */
+    int n_rows, vocab;
+};
+
+/* ---- the interface ------------------------------------------------------------------------- */
+
+struct device {
+    const struct backend *ops;
+    struct device_info info;
+    enum dtype act_dtype;
+};
+
+struct backend {
+    enum device_kind kind;
+
+    /* NULL on failure. The caller closes. */
+    struct device *(*open)(const struct device_options *options);
+    void (*close)(struct device *device);
+
+    /* Aligned to at least 64 bytes; contents undefined. NULL with ERR_RESOURCE. */
+    void *(*alloc)(struct device *device, size_t bytes);
+    void (*free)(struct device *device, void *memory); /* accepts NULL */
+    void (*upload)(struct device *device, void *dst, const void *host, size_t bytes);
+    void (*download)(struct device *device, void *host, const void *src, size_t bytes);
+    void (*copy)(struct device *device, void *dst, const void *src, size_t bytes);
+    void (*sync)(struct device *device);
+    /* Takes scratch memory for steps within these limits, so that no step allocates. May be called
+     * again with other limits; the memory only grows. */
+    int (*reserve)(struct device *device, const struct step_limits *limits);
+
+    /* Stacks the parts into one matrix of w->dtype (set by the caller, as is n_in), converting and
+     * packing in parallel. The parts may be unmapped after it returns. */
+    int (*weight_load)(struct device *device, struct weight *w, const struct weight_part *parts,
+                       int n_parts);
+    void (*weight_free)(struct device *device, struct weight *w); /* accepts an empty one */
+
+    /* x[t] = table[token[t]]. x: [n_tokens, n_in] */
+    void (*embed)(struct device *device, void *x, const struct weight *table, const int *token,
+                  const int *sampled, int n_tokens);
+    /* residual += delta (NULL: nothing); out = residual / rms(residual) * gain.
+     * out, residual, delta: [n_rows, dim]; gain: [dim] f32 */
+    void (*add_rmsnorm)(struct device *device, void *out, void *residual, const void *delta,
+                        const float *gain, int n_rows, int dim, float eps);
+    void (*linear)(struct device *device, const struct linear_args *args);
+    void (*rope_cache)(struct device *device, const struct rope_cache_args *args);
+    void (*attention)(struct device *device, const struct attention_args *args);
+    /* out = silu(gate) * up. gate_up: [n_rows, 2 dim], gates first; out: [n_rows, dim] */
+    void (*silu_mul)(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
+    /* out[i] = x[row[i]]. out: [n_rows, dim]; row: device memory */
+    void (*gather)(struct device *device, void *out, const void *x, const int *row, int n_rows,
+                   int dim);
+    void (*sample)(struct device *device, const struct sample_args *args);
+};
+
+extern const struct backend backend_cpu;
+
+#endif
