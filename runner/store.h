@@ -1,0 +1,152 @@
+/* store.h - results in SQLite: one file, plain tables, views with plain names.
+ *
+ * One writer. Rows of samples are committed every second or every 32 samples, and at once by
+ * store_commit (end of a task, signal). After a crash every committed sample is found again by its
+ * key, and the same command does only what is missing. Readable by SQLite 3.26.
+ * The only user of sqlite3.h (files runner/store*.c).
+ */
+#ifndef QUIRE_STORE_H
+#define QUIRE_STORE_H
+
+#include "engine/util.h"
+
+#define STORE_COMMIT_SAMPLES 32
+#define STORE_COMMIT_SECONDS 1.0
+
+struct store;
+
+enum store_mode {
+    STORE_READ,  /* must exist; a file of a newer version can be read             */
+    STORE_WRITE, /* made or migrated; takes the writer's lock until store_close   */
+};
+
+/* ERR_DATA: not a quire database, damaged; ERR_RESOURCE: cannot be created, disk full, or another
+ * process is writing to it (the message says which: pid, host, since when). */
+int store_open(struct store **out, const char *path, enum store_mode mode);
+/* Commits and closes; accepts NULL. -1 when the last commit failed. */
+int store_close(struct store *s);
+/* Commits what is pending. -1 with ERR_RESOURCE when the disk is full: what was committed stays. */
+int store_commit(struct store *s);
+
+/* ---- what a run records. Ids are row ids; -1 with an error on failure. ---- */
+struct store_experiment {
+    const char *name, *config_path, *config_text, *resolved_json, *version, *git_commit;
+    bool git_dirty;
+};
+int64_t store_put_experiment(struct store *s, const struct store_experiment *e);
+
+struct store_environment { /* "" and 0 where it does not apply */
+    const char *host, *os, *cpu, *cpu_isa, *gpu, *driver, *cuda;
+    const char *compute_capability; /* "9.0" */
+    int n_threads;
+    int64_t memory_bytes, gpu_memory_bytes;
+};
+int64_t store_put_environment(struct store *s, const struct store_environment *e);
+
+struct store_run {
+    int64_t experiment_id, environment_id;
+    const char *argv, *host, *slurm_job_id, *slurm_array_task_id; /* "" outside Slurm */
+    int restart_count, mpi_size, pid;
+};
+int64_t store_begin_run(struct store *s, const struct store_run *r);
+int store_end_run(struct store *s, int64_t run_id, int exit_code);
+
+struct store_model {
+    const char *path, *arch, *fingerprint, *dtype;
+    int64_t n_params, weight_bytes;
+};
+int64_t store_put_model(struct store *s, const struct store_model *m); /* one row per fingerprint */
+
+struct store_prompts {
+    const char *source, *fingerprint;
+    int n_prompts;
+    int64_t n_tokens;
+};
+int64_t store_put_prompts(struct store *s, const struct store_prompts *p);
+
+/* The task's row, made when its key is new. Every key of config.h is a column, named with
+ * underscores (engine_attention, sampling_temperature, ...), filled from settings_json. */
+struct store_task {
+    int64_t experiment_id, model_id, prompts_id;
+    const char *key, *label, *settings_json;
+    int task_index, replication, n_samples;
+};
+int64_t store_put_task(struct store *s, const struct store_task *t);
+
+/* One try at a task by this run. */
+struct store_attempt {
+    int64_t task_id, run_id;
+    const char *engine_used;    /* "fast", "standard"                                 */
+    const char *attention_used; /* "flash", "eager"                                   */
+    const char *device_used;    /* "cpu"                                              */
+    const char *dtype_used;
+    const char *decision_reason; /* "auto: CPU has flash attention (avx512bf16)"       */
+    const char *degraded_reason; /* "" when everything asked for was there             */
+    bool degraded;
+    bool shared_batch; /* other tasks ran in the same batches                */
+};
+int64_t store_begin_attempt(struct store *s, const struct store_attempt *a);
+
+/* Percentiles in seconds; NaN where there are no values. */
+struct store_percentiles {
+    double p50, p90, p99;
+};
+struct store_attempt_end {
+    const char *state; /* "done", "failed", "stopped" */
+    const char *error; /* "" when done                */
+    double load_s, init_s, run_s;
+    int64_t prompt_tokens, cached_tokens, output_tokens;
+    int n_samples, n_failed;
+    double output_tps, total_tps; /* over run_s */
+    struct store_percentiles ttft_s, tpot_s, e2e_s;
+    int kv_blocks, kv_blocks_peak;
+    int64_t preemptions, memory_peak_bytes, steps;
+    double batch_seqs_mean;
+};
+int store_end_attempt(struct store *s, int64_t attempt_id, const struct store_attempt_end *end);
+
+struct store_sample {
+    int64_t task_id, attempt_id;
+    const char *key; /* task_sample_key */
+    int prompt_index, sample_index;
+    int n_prompt_tokens, n_output_tokens, n_cached_tokens, n_preemptions;
+    const char *prompt, *text; /* may be NULL (token ids only) */
+    const int *ids;            /* [n_output_tokens]            */
+    const char *finish_reason; /* "stop", "length"; "error" with `error` set */
+    const char *output_sha256; /* of the ids as int32 little-endian; "" on error */
+    const char *error;
+    double queued_s, ttft_s, tpot_s, e2e_s;
+};
+/* Adds a finished sample. A sample that is there already with the same hash is left alone; with
+ * another hash it is left alone and an event `nondeterministic` is recorded. */
+int store_put_sample(struct store *s, const struct store_sample *sample);
+
+/* kind: "fallback", "preempted", "resume", "signal", "error", "nondeterministic".
+ * attempt_id may be 0. */
+int store_put_event(struct store *s, int64_t run_id, int64_t attempt_id, const char *kind,
+                    const char *detail);
+
+/* One row of the engine's state over time (every few seconds). */
+struct store_tick {
+    int64_t run_id;
+    double t_s; /* since the run began */
+    int n_running, n_waiting, kv_used, kv_cached, kv_blocks;
+    double prompt_tps, output_tps;
+    int64_t done, total;
+};
+int store_put_tick(struct store *s, const struct store_tick *tick);
+
+/* ---- what a resumed run asks ---- */
+/* Marks in done[n_prompts * n_per_prompt] (prompt-major) the samples of a task that are finished
+ * without an error. Returns how many, 0 for a task that is not there, -1 on failure. */
+int store_find_done(struct store *s, const char *task_key, bool *done, int n_prompts,
+                    int n_per_prompt);
+
+/* ---- reading ---- */
+/* Runs one read-only statement and calls row() with the column names (once, values NULL) and then
+ * with each row's values as text (NULL for SQL NULL). is_number tells how a column prints. */
+typedef int (*store_row_fn)(void *user, int n_columns, const char *const *names,
+                            const char *const *values, const bool *is_number);
+int store_query(struct store *s, const char *sql, store_row_fn row, void *user);
+
+#endif
