@@ -29,7 +29,7 @@ struct model_options {
     bool random_init;      /* no weights are read: values by seed                              */
     uint64_t init_seed;
     enum device_kind device;
-    int n_threads; /* CPU; 0: all that this process may use                            */
+    struct device_options device_options; /* threads and instruction set of a CPU               */
 };
 
 struct model_info {
@@ -195,6 +195,7 @@ void engine_get_stats(struct engine *e, struct engine_stats *out);
 /* ---- devices -------------------------------------------------------------------------------- */
 
 /* Describes a device without keeping it open. ERR_RESOURCE when there is none of that kind. */
-int device_describe(struct device_info *out, enum device_kind kind, int n_threads);
+int device_describe(struct device_info *out, enum device_kind kind,
+                    const struct device_options *options);
 
 #endif
