@@ -10,6 +10,7 @@
 
 #define ARCH_MAX_LAYERS    512
 #define ARCH_MAX_DIM       65536 /* hidden, ffn: bounds every size computed from a hostile file */
+#define ARCH_MAX_HEAD_DIM  256
 #define ARCH_MAX_VOCAB     (1 << 20)
 #define ARCH_MAX_POSITIONS (1 << 22)
 #define ARCH_MAX_EOS       16
@@ -35,7 +36,7 @@ struct model_arch {
     int n_layers, hidden, ffn;
     int n_heads, n_kv_heads, head_dim;
     int vocab;
-    int max_position; /* max_position_embeddings */
+    int max_position; /* max_position_embeddings; yarn: original * factor when that is more */
     float norm_eps;
     struct rope_config rope;
     int window;       /* sliding window in tokens; 0: none                         */
@@ -43,7 +44,8 @@ struct model_arch {
     bool tied_embeddings;
     bool qkv_bias, o_bias, mlp_bias;
     bool qk_norm;
-    enum dtype dtype; /* of the checkpoint */
+    enum dtype dtype; /* of the checkpoint; DTYPE_N: config.json does not say */
+    double init_std;  /* initializer_range: of random initialisation          */
     int bos;          /* -1: none */
     int eos[ARCH_MAX_EOS], n_eos;
 };
@@ -53,13 +55,14 @@ struct model_arch {
  */
 int arch_load(struct model_arch *out, const char *path);
 
-/* Parameters of all matrices and norms, tied embeddings counted once. */
+/* Parameters of all matrices, norms and biases, tied embeddings counted once. */
 size_t arch_n_params(const struct model_arch *arch);
 /* Bytes of K and V per token over all layers. */
 size_t arch_kv_bytes_per_token(const struct model_arch *arch, enum dtype kv_dtype);
 
 /* The table that rope_cache reads: [n_positions, head_dim] f32, cosines then sines, computed in
- * double precision and already multiplied by the scaling's attention factor. The caller frees. */
+ * double precision and already multiplied by the scaling's attention factor. The caller frees.
+ * NULL with ERR_RESOURCE when there is no memory for it. */
 float *arch_rope_table(const struct model_arch *arch, int n_positions);
 
 #endif

@@ -35,13 +35,15 @@ struct model_options {
 struct model_info {
     char arch[64]; /* "Qwen3ForCausalLM"                                               */
     char fingerprint[SHA256_HEX_LEN + 1]; /* of architecture, weights (or init seed), tokenizer   */
-    enum dtype dtype; /* of the weights on the device                                     */
+    enum dtype dtype;     /* of the weights on the device                                     */
+    enum dtype act_dtype; /* of activations on the device                                     */
     int n_layers, hidden, ffn, n_heads, n_kv_heads, head_dim, vocab;
     int max_position;   /* the longest sequence that the model was made for                 */
     int bos;            /* -1: none */
     int eos[16], n_eos; /* tokens that end a sequence */
     size_t n_params;
-    size_t weight_bytes; /* on the device                                                    */
+    size_t weight_bytes; /* on the device, RoPE table included; from model_describe without the
+                            padding of the device's own layout                               */
     double load_s;       /* seconds that model_open took; 0 from model_describe              */
     struct device_info device;
 };

@@ -44,7 +44,8 @@ struct activations {
 
 int activations_init(struct activations *a, const struct model *m, int max_tokens, int max_rows);
 void activations_free(struct activations *a, const struct model *m);
-size_t activations_bytes(const struct model *m, int max_tokens, int max_rows);
+/* Of a model that is described or open: engine_plan needs it before there is a model. */
+size_t activations_bytes(const struct model_info *info, int max_tokens, int max_rows);
 
 /* Everything that one step of the forward pass reads besides the weights. */
 struct forward_args {
