@@ -1,0 +1,196 @@
+# quire - `make run` and `make test` are the two commands; `make help` lists all of them.
+#
+# Sources are found by wildcard:
+#   engine/*.c, kernels/*.c, kernels/cpu/*.c   libquire.a, the embeddable engine
+#   runner/*.c without main.c                  librunner.a, linked to the CLI and to the tests
+#   tests/test_NAME.c                          one cmocka program each
+#   tests/bench_NAME.c                         one measuring program each
+#   examples/NAME.c                            linked with libquire.a alone
+#
+# Every build is a folder ($(BUILD)): the sanitizers and clang have their own beside build/'s files.
+
+ifeq ($(origin CC),default)
+CC := $(if $(shell command -v gcc),gcc,cc)
+endif
+
+BUILD  ?= build
+OPT    ?= -O3
+PREFIX ?= /usr/local
+
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
+            -Wcast-qual -Wvla -Wimplicit-fallthrough -Wundef
+WERROR   ?= -Werror
+# -fno-math-errno only lets sqrtf become one instruction; results stay those of IEEE arithmetic.
+COMPILE  := -std=c17 -D_GNU_SOURCE -I. $(OPT) -g $(WARNINGS) $(WERROR) -fno-math-errno -fopenmp \
+            $(SANITIZE) $(CFLAGS)
+LINK     := $(OPT) -g -fopenmp $(SANITIZE) $(LDFLAGS)
+
+ENGINE_LIBS := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
+RUNNER_LIBS := -lyaml -lsqlite3
+TEST_LIBS   := -lcmocka
+
+# ---- sources and objects ------------------------------------------------------------------------
+
+X86_ONLY := %_avx2.c %_avx512.c %_avx512bf16.c
+MACHINE  := $(shell uname -m)
+
+ENGINE_SRC := $(sort $(wildcard engine/*.c kernels/*.c kernels/cpu/*.c))
+ifneq ($(MACHINE),x86_64)
+ENGINE_SRC := $(filter-out $(X86_ONLY),$(ENGINE_SRC))
+endif
+RUNNER_SRC  := $(sort $(filter-out runner/main.c,$(wildcard runner/*.c)))
+TEST_SRC    := $(sort $(wildcard tests/test_*.c))
+BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
+EXAMPLE_SRC := $(sort $(wildcard examples/*.c))
+TESTING_SRC := tests/testing.c
+ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(EXAMPLE_SRC) \
+               $(TESTING_SRC)
+
+object      = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+TESTS      := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+BENCHES    := $(patsubst tests/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
+EXAMPLES   := $(patsubst examples/%.c,$(BUILD)/examples/%,$(EXAMPLE_SRC))
+E2E        := $(sort $(filter-out tests/e2e/lib.sh,$(wildcard tests/e2e/*.sh)))
+TESTING    := $(call object,$(TESTING_SRC))
+LIBQUIRE   := $(BUILD)/libquire.a
+LIBRUNNER  := $(BUILD)/librunner.a
+
+# ---- commands -----------------------------------------------------------------------------------
+
+# Recursion lets a set-up finish before anything is compiled; objects are then built on all cores
+# unless the caller gave -j.
+JOBS    = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
+SUBMAKE = +@$(MAKE) --no-print-directory $(JOBS)
+
+.PHONY: all run test unit bench asan ubsan tsan lint format install clean help
+.PHONY: binaries test-binaries bench-binaries objects
+.DEFAULT_GOAL := all
+
+all: ## build ./quire and build/libquire.a
+	@CC="$(CC)" tests/setup.sh --check build
+	$(SUBMAKE) binaries
+
+run: ## set up, build, run configs/demo.yaml and show its results
+	@CC="$(CC)" tests/setup.sh build
+	$(SUBMAKE) binaries
+	@BUILD=$(BUILD) tests/demo.sh
+
+test: ## set up, build, run every test
+	@CC="$(CC)" tests/setup.sh test
+	$(SUBMAKE) binaries test-binaries
+	@BUILD=$(BUILD) tests/run.sh $(TESTS) $(E2E)
+
+unit: ## build and run the unit tests only
+	@CC="$(CC)" tests/setup.sh test
+	$(SUBMAKE) test-binaries
+	@BUILD=$(BUILD) tests/run.sh $(TESTS)
+
+bench: ## build and run tests/bench_*.c
+	@CC="$(CC)" tests/setup.sh build
+	$(SUBMAKE) bench-binaries
+	@set -e; for program in $(BENCHES); do $$program; done
+
+# gcc's warnings see false paths in instrumented code, so -Werror stays with the plain build.
+SANITIZED = WERROR= OPT=-O1
+asan: ## unit tests under AddressSanitizer (build/asan)
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan $(SANITIZED) \
+	    SANITIZE="-fsanitize=address -fno-omit-frame-pointer" unit
+
+ubsan: ## unit tests under UndefinedBehaviorSanitizer (build/ubsan)
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/ubsan $(SANITIZED) \
+	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all" unit
+
+# GCC's OpenMP runtime is not instrumented, so its barriers look like races: one OpenMP thread leaves
+# the threads that quire itself starts. setarch -R: new kernels map where ThreadSanitizer's shadow is.
+tsan: ## unit tests under ThreadSanitizer (build/tsan)
+	+@OMP_NUM_THREADS=1 TEST_WRAPPER="setarch $(MACHINE) -R" $(MAKE) --no-print-directory \
+	    BUILD=$(BUILD)/tsan $(SANITIZED) SANITIZE=-fsanitize=thread unit
+
+lint: ## format, include directions, banned calls, sizes, and a build with clang
+	@tests/setup.sh lint
+	@BUILD=$(BUILD) MAKE="$(MAKE)" tests/lint.sh
+
+format: ## clang-format every tracked C file
+	git ls-files '*.c' '*.h' | xargs clang-format -i
+
+install: all ## install below DESTDIR/PREFIX (default /usr/local)
+	install -D -m 755 $(BUILD)/quire $(DESTDIR)$(PREFIX)/bin/quire
+	install -D -m 644 $(LIBQUIRE) $(DESTDIR)$(PREFIX)/lib/libquire.a
+	install -d $(DESTDIR)$(PREFIX)/include/quire/engine $(DESTDIR)$(PREFIX)/include/quire/kernels
+	install -m 644 engine/*.h $(DESTDIR)$(PREFIX)/include/quire/engine
+	install -m 644 kernels/*.h $(DESTDIR)$(PREFIX)/include/quire/kernels
+	install -d $(DESTDIR)$(PREFIX)/share/quire
+	cp -R configs $(DESTDIR)$(PREFIX)/share/quire/
+
+clean: ## remove what was built; results/ stays
+	rm -rf $(BUILD) quire
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+# ---- build --------------------------------------------------------------------------------------
+
+binaries: $(LIBQUIRE) $(if $(wildcard runner/main.c),$(BUILD)/quire) $(EXAMPLES)
+ifeq ($(BUILD),build)
+	@ln -sf build/quire quire
+endif
+
+test-binaries: $(TESTS)
+bench-binaries: $(BENCHES)
+objects: $(call object,$(wildcard $(ALL_SRC)))
+
+# Archives are made anew: ar would keep the members of sources that are gone.
+$(LIBQUIRE): $(call object,$(ENGINE_SRC))
+$(LIBRUNNER): $(call object,$(RUNNER_SRC))
+$(LIBQUIRE) $(LIBRUNNER):
+	@mkdir -p $(@D)
+	@rm -f $@
+	@$(AR) rcs $@ $^
+
+$(BUILD)/quire: $(call object,runner/main.c) $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+	@echo "  link     $@"
+	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
+
+$(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTING) $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(TEST_LIBS) $(RUNNER_LIBS) $(ENGINE_LIBS)
+
+$(BENCHES): $(BUILD)/bench/%: $(BUILD)/obj/tests/%.o $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
+
+$(EXAMPLES): $(BUILD)/examples/%: $(BUILD)/obj/examples/%.o $(LIBQUIRE) $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(ENGINE_LIBS)
+
+# One source is compiled once per instruction set; the CPU is asked at run time which one it has.
+AVX2   := -mavx2 -mfma -mf16c
+AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
+isa     = $(if $(filter %_avx2.c,$(1)),$(AVX2))$(if $(filter %_avx512.c,$(1)),$(AVX512))$(if \
+          $(filter %_avx512bf16.c,$(1)),$(AVX512) -mavx512bf16)
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  compile  $<"
+	@$(CC) $(COMPILE) $(call isa,$<) $(DEFINES) -MMD -MP -c -o $@ $<
+
+# A file that is rewritten when its text changes, so that objects follow a change of flags and
+# version.o a new commit, and nothing else is rebuilt.
+define write_if_changed
+@mkdir -p $(@D)
+@printf '%s\n' '$(1)' | cmp -s - $@ || printf '%s\n' '$(1)' > $@
+endef
+
+.PHONY: always
+$(BUILD)/flags: always
+	$(call write_if_changed,$(CC) $(shell $(CC) -dumpfullversion -dumpversion) $(COMPILE) $(LINK))
+
+GIT_COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+GIT_DIRTY  := $(if $(shell git status --porcelain -- Makefile engine kernels runner 2>/dev/null),1,0)
+$(BUILD)/commit: always
+	$(call write_if_changed,$(GIT_COMMIT) $(GIT_DIRTY))
+$(call object,runner/version.c): $(BUILD)/commit
+$(call object,runner/version.c): DEFINES = -DQUIRE_GIT_COMMIT='"$(GIT_COMMIT)"' \
+                                           -DQUIRE_GIT_DIRTY=$(GIT_DIRTY)
+
+-include $(patsubst %.o,%.d,$(call object,$(ALL_SRC)))

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# run.sh PROGRAM... - run test programs (cmocka binaries, tests/e2e/*.sh) one after the other.
+#
+# One line per program, its output only when something failed, and what was skipped with the reason.
+# The last line is the sum, "N passed, N failed, N skipped". Exits with 1 when anything failed.
+# Environment: BUILD (logs go to $BUILD/log), TEST_TIMEOUT_S (per program), TEST_WRAPPER (a command
+# before each program).
+set -u
+cd "$(dirname "$0")/.." || exit 2
+
+BUILD=${BUILD:-build}
+TEST_TIMEOUT_S=${TEST_TIMEOUT_S:-600}
+export QUIRE_LOG=${QUIRE_LOG:-warning}
+export BUILD
+log_dir=$BUILD/log
+mkdir -p "$log_dir"
+read -ra wrapper <<<"${TEST_WRAPPER:-}"
+
+passed=0 failed=0 skipped=0
+
+# Prints "PASSED FAILED SKIPPED" of a program's log and exit status. cmocka closes each test with
+# "[       OK ] name", "[  FAILED  ] name" or "[  SKIPPED ] name" and repeats the last two in its
+# summary after "[==========] N test(s) run."; e2e scripts print "ok ...", "FAILED ...", "skipped ...".
+count()
+{
+    awk -v status="$2" '
+        /^\[==========\].* run\./ { summary = 1 }
+        summary { next }
+        /^\[       OK \]/ || /^ok / { ok++ }
+        /^\[  FAILED  \]/ || /^FAILED / { bad++ }
+        /^\[  SKIPPED \]/ || /^skipped / { skip++ }
+        # A program that died told nobody which test it was in.
+        END { if (status != 0 && !bad) bad = 1; print ok + 0, bad + 0, skip + 0 }' "$1"
+}
+
+why_it_stopped()
+{
+    case $1 in
+    124) echo "stopped after $TEST_TIMEOUT_S s" ;;
+    12[89] | 1[3-9]?) echo "killed by signal $(($1 - 128))" ;;
+    *) echo "exit status $1" ;;
+    esac
+}
+
+run_one()
+{
+    local program=$1 name log start status ok bad skip mark
+    name=$(basename "$program")
+    log=$log_dir/$name.log
+    start=$SECONDS
+    timeout -k 10 "$TEST_TIMEOUT_S" ${wrapper[@]+"${wrapper[@]}"} "$program" >"$log" 2>&1 </dev/null
+    status=$?
+    read -r ok bad skip < <(count "$log" $status)
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+    mark=ok
+    if [ "$bad" -gt 0 ]; then
+        mark=FAILED
+    fi
+    printf '%-7s%-28s %4d passed %3d failed %3d skipped %4d s\n' \
+        $mark "$name" "$ok" "$bad" "$skip" $((SECONDS - start))
+    if [ "$bad" -gt 0 ]; then
+        echo "  $(why_it_stopped $status); the end of $log:"
+        tail -n 40 "$log" | sed 's/^/  | /'
+    fi
+    grep -aE '^(\[ MISSING  \]|skipped )' "$log" | sort | uniq -c |
+        sed -E 's/^ *1 /  /; s/^ *([0-9]+) /  \1 x /'
+}
+
+for program in "$@"; do
+    run_one "$program"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
