@@ -24,15 +24,17 @@ struct kv_cache;
 struct kv_seq {
     int *block; /* [n_blocks] block ids in token order */
     int n_blocks, max_blocks;
-    int n_committed; /* tokens known to be computed (multiple of nothing) */
-    uint64_t chain;  /* hash of the committed full blocks                 */
+    int n_committed; /* tokens known to be computed       */
+    uint64_t chain;  /* hash of the full blocks among them */
 };
 
 struct kv_cache_options {
     int n_blocks, block_size;
     bool prefix_caching;
+    int hash_bits; /* 0: all 64; fewer make collisions frequent, for tests */
 };
 
+/* ERR_CONFIG when an option is out of range. */
 int kv_cache_open(struct kv_cache **out, const struct kv_cache_options *options);
 void kv_cache_close(struct kv_cache *c);
 
@@ -56,8 +58,9 @@ struct kv_copy {
 bool kv_cache_reserve(struct kv_cache *c, struct kv_seq *seq, int first, int n,
                       struct kv_copy *copy, int *n_copies);
 
-/* The sequence's tokens [0, n_tokens) are computed: full blocks among them become findable. token:
- * all of the sequence's ids. */
+/* The sequence's tokens [0, n_tokens) are computed: full blocks among them become findable. A block
+ * whose text is findable already is given back and replaced in the table by the known one, so that
+ * no text is kept twice. token: all of the sequence's ids. */
 void kv_cache_commit(struct kv_cache *c, struct kv_seq *seq, const int *token, int n_tokens);
 
 /* Gives all blocks back (the sequence finished or is preempted). */
