@@ -1,0 +1,54 @@
+/* work.h - the tasks of an experiment with their prompts, keys and what is still to do. */
+#ifndef QUIRE_WORK_H
+#define QUIRE_WORK_H
+
+#include "runner/attempt.h"
+#include "runner/store.h"
+#include "runner/task.h"
+
+struct work {
+    struct task *task;
+    const struct prompt_set *prompts; /* shared between tasks; NULL when it could not be made */
+    char *error;                      /* why the task cannot run (NULL: it can)               */
+    int64_t task_id;                  /* row id; 0 until work_list_resume                     */
+    bool *done;                       /* [prompts->n * n] prompt-major                        */
+    int n_samples, n_pending;
+    struct attempt attempt;
+};
+
+/* Tasks that share a loaded model, in the order of the task list. */
+struct model_group {
+    struct work *work; /* [n] */
+    int n;
+    struct model_info info; /* from model_describe; empty when that failed */
+};
+
+struct work_list {
+    struct task_list tasks;
+    struct model_group *group;
+    int n_groups;
+    struct prompt_set **set; /* owned */
+    int n_sets;
+};
+
+/* Expands the tasks, describes each model and loads each prompt set once. A model or prompt set
+ * that cannot be read becomes the `error` of its tasks, not an error of the list. Keys are set. */
+int work_list_make(struct work_list *out, struct config *c);
+void work_list_free(struct work_list *list);
+
+/* Enters models, prompts and tasks into the store and finds out which samples are finished. */
+int work_list_resume(struct work_list *list, struct store *store, int64_t experiment_id);
+
+/* Sums over all tasks that can run. */
+int64_t work_list_samples(const struct work_list *list);
+int64_t work_list_pending(const struct work_list *list);
+
+/* The longest sequence of a task in tokens, prompt and output. */
+int work_longest_sequence(const struct work *w);
+/* What the user asked this task to generate for a prompt: its own length, or sampling.max_tokens.
+ */
+int work_max_tokens(const struct work *w, int prompt);
+/* "models/Qwen3-0.6B": the path or architecture as configured. */
+const char *work_model_name(const struct work *w);
+
+#endif
