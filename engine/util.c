@@ -319,6 +319,22 @@ char *format_seconds(char buf[32], double seconds)
     return buf;
 }
 
+char *format_count(char buf[32], int64_t n)
+{
+    char digits[24];
+    int len = snprintf(digits, sizeof(digits), "%lld", (long long)(n < 0 ? -n : n));
+    char *out = buf;
+    if (n < 0)
+        *out++ = '-';
+    for (int i = 0; i < len; i++) {
+        if (i && (len - i) % 3 == 0)
+            *out++ = ',';
+        *out++ = digits[i];
+    }
+    *out = '\0';
+    return buf;
+}
+
 bool parse_int64(int64_t *out, const char *text)
 {
     char *end;

@@ -110,6 +110,9 @@ char *format_bytes(char buf[32], double bytes);
 /* "1 h 02 min", "3.4 s" into buf; returns buf. */
 char *format_seconds(char buf[32], double seconds);
 
+/* "142,827" into buf; returns buf. */
+char *format_count(char buf[32], int64_t n);
+
 /* Strict number parsing of the whole string; false when it is not a number or out of range. */
 bool parse_int64(int64_t *out, const char *text);
 bool parse_double(double *out, const char *text);

@@ -188,25 +188,14 @@ static int finish_task(void *user, struct work *w)
 
 /* ---- engines ---- */
 
-/* `max_model_len: auto` is the longest sequence that these tasks can make, so that memory is not
- * planned for lengths that nobody asked for; a model's own limit stays the limit. */
-static void choose_max_model_len(struct engine_options *options, const struct engine_group *g)
-{
-    if (options->max_model_len)
-        return;
-    int longest = 2;
-    for (int i = 0; i < g->n; i++)
-        longest = MAX(longest, work_longest_sequence(g->work[i]));
-    options->max_model_len = MIN(longest, g->info->max_position);
-}
-
 static int open_engine(struct engine_group *g, struct model *model)
 {
     const struct settings *s = &g->work[0]->task->settings;
     struct engine_options options;
     double began_s = time_monotonic_s();
     decision_engine_options(&g->decision, s, &options);
-    choose_max_model_len(&options, g);
+    if (!options.max_model_len)
+        options.max_model_len = work_auto_max_model_len(g->work, g->n, g->info);
     if (engine_open(&g->engine, model, &options) != 0) {
         if (decision_use_standard_engine(&g->decision, &g->run->policy) != 0)
             return -1;
@@ -257,34 +246,18 @@ static int run_engine_group(struct engine_group *g, struct model *model)
     return result == GENERATION_DONE ? 0 : result == GENERATION_STOPPED ? 1 : -1;
 }
 
-/* The first pending task of the model that no engine ran yet, and under `schedule: packed` those
- * that can share its engine. */
-static void collect_engine_group(struct engine_group *g, const struct model_group *group,
-                                 bool *taken)
-{
-    bool packed = g->run->config->schedule == SCHEDULE_PACKED;
-    g->n = 0;
-    for (int i = 0; i < group->n; i++) {
-        struct work *w = &group->work[i];
-        if (taken[i] || w->n_pending == 0)
-            continue;
-        if (g->n && (!packed || !task_same_engine(g->work[0]->task, w->task)))
-            continue;
-        taken[i] = true;
-        g->work[g->n++] = w;
-    }
-}
-
 /* ---- models ---- */
 
 static int run_engine_groups(struct run *r, const struct model_group *group, struct model *model)
 {
     bool *taken = xcalloc((size_t)group->n, sizeof(*taken));
     struct work **works = xcalloc((size_t)group->n, sizeof(struct work *));
+    bool packed = r->config->schedule == SCHEDULE_PACKED;
     int rc = 0;
     while (rc == 0) {
         struct engine_group g = {.run = r, .work = works, .info = model_get_info(model)};
-        collect_engine_group(&g, group, taken);
+        g.n = work_collect(works, group, taken,
+                           &(struct work_filter){.packed = packed, .pending_only = true});
         if (g.n == 0)
             break;
         rc = run_engine_group(&g, model);

@@ -210,3 +210,27 @@ int work_longest_sequence(const struct work *w)
         longest = MAX(longest, w->prompts->prompt[i].n_ids + work_max_tokens(w, i));
     return longest;
 }
+
+int work_collect(struct work **out, const struct model_group *group, bool *taken,
+                 const struct work_filter *filter)
+{
+    int n = 0;
+    for (int i = 0; i < group->n; i++) {
+        struct work *w = &group->work[i];
+        if (taken[i] || w->error || (filter->pending_only && w->n_pending == 0))
+            continue;
+        if (n && (!filter->packed || !task_same_engine(out[0]->task, w->task)))
+            continue;
+        taken[i] = true;
+        out[n++] = w;
+    }
+    return n;
+}
+
+int work_auto_max_model_len(struct work *const *works, int n, const struct model_info *info)
+{
+    int longest = 2; /* the shortest sequence there is: one token in, one out */
+    for (int i = 0; i < n; i++)
+        longest = MAX(longest, work_longest_sequence(works[i]));
+    return MIN(longest, info->max_position);
+}

@@ -43,6 +43,20 @@ int work_list_resume(struct work_list *list, struct store *store, int64_t experi
 int64_t work_list_samples(const struct work_list *list);
 int64_t work_list_pending(const struct work_list *list);
 
+struct work_filter {
+    bool packed;       /* tasks with equal engine settings together; false: one task at a time */
+    bool pending_only; /* leave out tasks with nothing to do                                   */
+};
+
+/* Takes the next task of the group that is not `taken` and can run, and under `packed` those that
+ * can share its engine, into out[group->n]. Returns how many; 0 at the end. */
+int work_collect(struct work **out, const struct model_group *group, bool *taken,
+                 const struct work_filter *filter);
+
+/* What `max_model_len: auto` means: the longest sequence that these tasks can make, so that memory
+ * is not planned for lengths that nobody asked for, and at most what the model was made for. */
+int work_auto_max_model_len(struct work *const *works, int n, const struct model_info *info);
+
 /* The longest sequence of a task in tokens, prompt and output. */
 int work_longest_sequence(const struct work *w);
 /* What the user asked this task to generate for a prompt: its own length, or sampling.max_tokens.

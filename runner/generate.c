@@ -1,0 +1,178 @@
+/* generate.c - the `generate` command: one prompt, streamed. */
+#include "runner/cli.h"
+#include "runner/commands.h"
+#include "runner/decision.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct stream {
+    const struct tokenizer *tokenizer;
+    struct token_decoder *decoder;
+    struct str piece;
+    struct completion result; /* ids are not kept */
+};
+
+struct choices {
+    const char *model, *tokenizer, *dtype, *prompt, *system, *attention;
+    bool chat, ignore_eos;
+    int64_t max_tokens, top_k, seed, threads;
+    double temperature, top_p, min_p;
+};
+
+static void on_token(void *user, int id)
+{
+    struct stream *s = user;
+    str_clear(&s->piece);
+    token_decoder_push(s->decoder, &s->piece, id);
+    fwrite(s->piece.data ? s->piece.data : "", 1, s->piece.len, stdout);
+    fflush(stdout);
+}
+
+static void on_finish(void *user, const struct completion *c)
+{
+    struct stream *s = user;
+    str_clear(&s->piece);
+    token_decoder_flush(s->decoder, &s->piece);
+    fwrite(s->piece.data ? s->piece.data : "", 1, s->piece.len, stdout);
+    printf("\n");
+    fflush(stdout);
+    s->result = *c;
+    s->result.ids = NULL;
+}
+
+static int encode_prompt(struct token_list *ids, const struct choices *o, const struct tokenizer *t)
+{
+    if (!o->chat)
+        return tokenizer_encode(t, ids, o->prompt, strlen(o->prompt), true);
+    struct chat_options chat = {.template_text = tokenizer_chat_template(t),
+                                .bos = tokenizer_bos_text(t),
+                                .eos = tokenizer_eos_text(t),
+                                .add_generation_prompt = true};
+    struct chat_message message[2];
+    size_t n = 0;
+    if (o->system)
+        message[n++] = (struct chat_message){"system", o->system};
+    message[n++] = (struct chat_message){"user", o->prompt};
+    struct str text = {0};
+    int rc = chat_format_detect(&chat.format, chat.template_text, o->model);
+    if (rc == 0)
+        rc = chat_render(&text, &chat, message, n);
+    if (rc == 0)
+        rc = tokenizer_encode(t, ids, text.data, text.len, false);
+    str_free(&text);
+    return rc;
+}
+
+static void log_speed(const struct completion *c)
+{
+    double decode_s = c->finished_s - c->first_token_s;
+    log_info("%d prompt tokens; first token after %.0f ms; %d tokens (%s)", c->n_prompt,
+             1e3 * (c->first_token_s - c->scheduled_s), c->n_ids, finish_reason_name(c->reason));
+    if (c->n_ids > 1 && decode_s > 0)
+        log_info("%.1f tokens/s", (c->n_ids - 1) / decode_s);
+}
+
+static int generate_text(struct model *model, const struct choices *o,
+                         enum attention_kind attention, const struct token_list *ids)
+{
+    const struct model_info *info = model_get_info(model);
+    int longest = MIN((int)ids->n + (int)o->max_tokens, info->max_position);
+    struct engine *engine;
+    struct engine_options options = {
+        .fast = true, .attention = attention, .max_num_seqs = 1, .max_model_len = MAX(longest, 2)};
+    if (engine_open(&engine, model, &options) != 0)
+        return -1;
+    struct stream stream = {.tokenizer = model_get_tokenizer(model)};
+    stream.decoder = token_decoder_open(stream.tokenizer, true);
+    struct request request = {.prompt = ids->ids,
+                              .n_prompt = (int)ids->n,
+                              .sampling = {.temperature = (float)o->temperature,
+                                           .top_p = (float)o->top_p,
+                                           .min_p = (float)o->min_p,
+                                           .top_k = (int)o->top_k,
+                                           .max_tokens = (int)o->max_tokens,
+                                           .ignore_eos = o->ignore_eos},
+                              .seed = (uint64_t)o->seed,
+                              .on_token = on_token,
+                              .on_finish = on_finish,
+                              .user = &stream};
+    int rc = engine_submit(engine, &request, NULL);
+    while (rc == 0 && (rc = engine_step(engine)) > 0)
+        rc = 0;
+    if (rc == 0)
+        log_speed(&stream.result);
+    token_decoder_close(stream.decoder);
+    str_free(&stream.piece);
+    engine_close(engine);
+    return rc;
+}
+
+static int run_generate(const struct choices *o)
+{
+    struct model_options options = {
+        .path = o->model,
+        .tokenizer = o->tokenizer,
+        .dtype = o->dtype,
+        .device_options = {.n_threads = (int)o->threads, .isa = getenv("QUIRE_CPU_ISA")}};
+    enum attention_kind attention = ATTENTION_FLASH;
+    if (strcmp(o->attention, "eager") == 0)
+        attention = ATTENTION_EAGER;
+    else if (strcmp(o->attention, "flash") != 0)
+        return err_set(ERR_CONFIG, "--attention is '%s'; expected flash or eager", o->attention);
+    if (!o->model)
+        return err_set(ERR_CONFIG, "--model is missing: the directory of a Hugging Face model");
+    if (o->max_tokens < 1 || o->max_tokens > ENGINE_MAX_BATCHED_TOKENS)
+        return err_set(ERR_CONFIG, "--max-tokens is %lld; expected 1 to %d",
+                       (long long)o->max_tokens, ENGINE_MAX_BATCHED_TOKENS);
+    struct model *model;
+    if (model_open(&model, &options) != 0)
+        return -1;
+    struct token_list ids = {0};
+    int rc = model_get_tokenizer(model)
+                 ? encode_prompt(&ids, o, model_get_tokenizer(model))
+                 : err_set(ERR_CONFIG, "%s has no tokenizer.json; name one with --tokenizer DIR",
+                           o->model);
+    if (rc == 0)
+        rc = generate_text(model, o, attention, &ids);
+    token_list_free(&ids);
+    model_close(model);
+    return rc;
+}
+
+int command_generate(int argc, char **argv)
+{
+    struct choices o = {.prompt = "", .max_tokens = 256, .top_p = 1, .attention = "flash"};
+    const struct cli_option options[] = {
+        {"model", "DIR", "directory of a Hugging Face model", CLI_TEXT, &o.model},
+        {"prompt", "TEXT", "what to continue or to answer (default: empty)", CLI_TEXT, &o.prompt},
+        {"chat", NULL, "put the prompt into the model's chat format", CLI_FLAG, &o.chat},
+        {"system", "TEXT", "system message, with --chat", CLI_TEXT, &o.system},
+        {"max-tokens", "N", "longest answer in tokens (256)", CLI_INT, &o.max_tokens},
+        {"temperature", "T", "0 takes the most probable token (default 0)", CLI_NUMBER,
+         &o.temperature},
+        {"top-p", "P", "keep the smallest set of tokens with this probability (1: all)", CLI_NUMBER,
+         &o.top_p},
+        {"top-k", "K", "keep the K most probable tokens (0: all)", CLI_INT, &o.top_k},
+        {"min-p", "P", "keep tokens with at least P times the largest probability", CLI_NUMBER,
+         &o.min_p},
+        {"seed", "N", "random numbers (0)", CLI_INT, &o.seed},
+        {"ignore-eos", NULL, "go on after the end of the text", CLI_FLAG, &o.ignore_eos},
+        {"dtype", "NAME", "auto, bfloat16, float16, float32", CLI_TEXT, &o.dtype},
+        {"attention", "NAME", "flash (default) or eager", CLI_TEXT, &o.attention},
+        {"tokenizer", "DIR", "use another directory's tokenizer", CLI_TEXT, &o.tokenizer},
+        {"threads", "N", "CPU threads (0: all)", CLI_INT, &o.threads},
+    };
+    const struct cli_command command = {
+        .name = "generate",
+        .arguments = "",
+        .doc = "Answers one prompt and streams the text to standard output.",
+        .option = options,
+        .n_options = ARRAY_LEN(options),
+    };
+    enum cli_result parsed = cli_parse(&command, argc, argv, NULL);
+    if (parsed != CLI_OK)
+        return parsed == CLI_HELP ? 0 : ERR_CONFIG;
+    return run_generate(&o) == 0 ? 0 : (int)err_get_kind();
+}

@@ -1,0 +1,283 @@
+/* plan.c - the `plan` command: what a run would do, without loading weights or a GPU. */
+#include "runner/cli.h"
+#include "runner/commands.h"
+#include "runner/decision.h"
+#include "runner/work.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LISTED_TASKS 20 /* without --tasks */
+
+struct totals {
+    int64_t samples, done, prompt_tokens, output_tokens, kv_tokens;
+    int longest_prompt, longest_sequence;
+};
+
+static void add_work(struct totals *t, const struct work *w)
+{
+    int n = (int)w->task->settings.sampling.n;
+    t->samples += w->n_samples;
+    t->done += w->n_samples - w->n_pending;
+    t->longest_sequence = MAX(t->longest_sequence, work_longest_sequence(w));
+    for (int i = 0; w->prompts && i < w->prompts->n; i++) {
+        int n_ids = w->prompts->prompt[i].n_ids, n_out = work_max_tokens(w, i);
+        t->prompt_tokens += (int64_t)n * n_ids;
+        t->output_tokens += (int64_t)n * n_out;
+        t->kv_tokens += (int64_t)n * (n_ids + n_out);
+        t->longest_prompt = MAX(t->longest_prompt, n_ids);
+    }
+}
+
+static void print_totals(const struct totals *t)
+{
+    char a[32], b[32], c[32], d[32];
+    printf("  samples      %s", format_count(a, t->samples));
+    if (t->done)
+        printf(" (%s done already)", format_count(b, t->done));
+    printf("\n  tokens       %s prompt tokens (longest prompt %s), at most %s output tokens\n",
+           format_count(a, t->prompt_tokens), format_count(c, t->longest_prompt),
+           format_count(d, t->output_tokens));
+}
+
+/* ---- settings and their origin ---- */
+
+static void print_resolved(const struct config *c)
+{
+    size_t width = 0;
+    for (size_t i = 0; i < config_n_keys(); i++)
+        width = MAX(width, strlen(config_get_key(i)->path));
+    for (size_t i = 0; i < config_n_keys(); i++) {
+        const struct config_key *key = config_get_key(i);
+        if (!key->per_task)
+            continue;
+        char *value = config_value_text(&c->base, i);
+        printf("%-*s  %-24s %s\n", (int)width, key->path, value, c->origin[i].text);
+        free(value);
+    }
+    for (int i = 0; i < c->n_axes; i++) {
+        const struct yaml_node *values = c->axis[i].values;
+        printf("%-*s  ", (int)width, c->axis[i].key);
+        for (size_t j = 0; j < values->n_items; j++)
+            printf("%s%s", j ? " | " : "", values->item[j]->text ? values->item[j]->text : "...");
+        printf("   grid, %s:%d:%d\n", values->file, values->line, values->column);
+    }
+}
+
+/* ---- one engine ---- */
+
+/* A throughput that this model reached before in the results database; 0 when it never ran. */
+static int take_rate(void *user, int n_columns, const char *const *names, const char *const *values,
+                     const bool *is_number)
+{
+    (void)names;
+    (void)is_number;
+    if (values && n_columns == 1 && values[0])
+        return parse_double(user, values[0]) ? 0 : -1;
+    return 0;
+}
+
+static double measured_rate(struct store *store, const struct model_info *info)
+{
+    double rate = 0;
+    if (!store)
+        return 0;
+    char *sql =
+        xasprintf("SELECT avg(a.output_tps) FROM attempts a JOIN tasks t ON t.id = a.task_id "
+                  "JOIN models m ON m.id = t.model_id WHERE a.state = 'done' AND "
+                  "m.fingerprint = '%s'",
+                  info->fingerprint);
+    if (store_query(store, sql, take_rate, &rate) != 0)
+        err_clear();
+    free(sql);
+    return rate;
+}
+
+static void print_memory(const struct memory_plan *plan, bool fast)
+{
+    char a[32], b[32], c[32], d[32];
+    printf("  memory       weights %s, activations %s, KV %s; %s allowed\n",
+           format_bytes(a, (double)plan->weight_bytes),
+           format_bytes(b, (double)plan->activation_bytes), format_bytes(c, (double)plan->kv_bytes),
+           format_bytes(d, (double)plan->budget_bytes));
+    if (fast)
+        printf(
+            "  engine       fast: %d KV blocks of %d tokens, sequences of up to %s tokens, %d of "
+            "them at once\n",
+            plan->n_blocks, plan->block_size, format_count(a, plan->max_model_len),
+            plan->max_concurrency);
+    else
+        printf("  engine       standard: static batches of %d sequences of %s tokens\n",
+               plan->n_blocks, format_count(a, plan->max_model_len));
+}
+
+static void print_engine(struct work *const *works, int n, const struct model_info *info,
+                         const struct decision_policy *policy)
+{
+    const struct settings *s = &works[0]->task->settings;
+    struct decision decision;
+    struct engine_options options;
+    struct memory_plan plan;
+    struct totals totals = {0};
+    for (int i = 0; i < n; i++)
+        add_work(&totals, works[i]);
+    printf("\n%d task%s, one engine, from task %d (%s):\n", n, n == 1 ? "" : "s",
+           works[0]->task->id, works[0]->task->label);
+    print_totals(&totals);
+    if (decision_make(&decision, s, &info->device, policy) != 0) {
+        printf("  refused      %s\n", err_get());
+        return;
+    }
+    decision_engine_options(&decision, s, &options);
+    if (!options.max_model_len)
+        options.max_model_len = work_auto_max_model_len(works, n, info);
+    printf("  device       %s: %s, %s\n", device_kind_name(decision.device), info->device.name,
+           info->device.isa);
+    printf("  attention    %s: %s\n", attention_name(decision.attention), decision.reason);
+    char a[32], b[32];
+    printf(
+        "  KV need      %s for the longest sequence (%d tokens), %s for all samples at once\n",
+        format_bytes(a, (double)totals.longest_sequence * (double)model_kv_bytes(info, &options)),
+        totals.longest_sequence,
+        format_bytes(b, (double)totals.kv_tokens * (double)model_kv_bytes(info, &options)));
+    if (engine_plan(&plan, info, &options) == 0)
+        print_memory(&plan, options.fast);
+    else
+        printf("  engine       does not fit: %s\n", err_get());
+    if (totals.longest_sequence > options.max_model_len)
+        printf("  warning      sequences longer than %d tokens fail\n", options.max_model_len);
+    printf("  fallbacks    %s\n", decision.degraded ? decision.degraded_reason : "none");
+}
+
+static void print_model(const struct config *c, const struct model_group *group,
+                        const struct decision_policy *policy, struct store *store)
+{
+    const struct model_info *info = &group->info;
+    char params[32], bytes[32], took[32];
+    printf("\nmodel %s\n", work_model_name(&group->work[0]));
+    if (group->work[0].error) {
+        printf("  error        %s\n", group->work[0].error);
+        return;
+    }
+    printf("  %s, %s parameters, %s, %s\n", info->arch,
+           format_count(params, (int64_t)info->n_params), dtype_name(info->dtype),
+           format_bytes(bytes, (double)info->weight_bytes));
+    struct totals pending = {0};
+    for (int i = 0; i < group->n; i++)
+        if (group->work[i].n_pending)
+            add_work(&pending, &group->work[i]);
+    double rate = measured_rate(store, info);
+    if (rate > 0)
+        printf("  at most %s at the %.0f output tok/s that this model reached before\n",
+               format_seconds(took, (double)pending.output_tokens / rate), rate);
+    else
+        printf("  time unknown: no finished task of this model in the results database\n");
+    bool *taken = xcalloc((size_t)group->n, sizeof(*taken));
+    struct work **works = xcalloc((size_t)group->n, sizeof(struct work *));
+    struct work_filter filter = {.packed = c->schedule == SCHEDULE_PACKED};
+    int n;
+    while ((n = work_collect(works, group, taken, &filter)) > 0)
+        print_engine(works, n, info, policy);
+    free(works);
+    free(taken);
+}
+
+/* ---- the command ---- */
+
+static void print_tasks(const struct work_list *list, bool all)
+{
+    int n = all ? list->tasks.n : MIN(list->tasks.n, LISTED_TASKS);
+    printf("\n");
+    for (int i = 0; i < n; i++) {
+        const struct task *t = &list->tasks.task[i];
+        printf("  %4d  %s%sreplication %d\n", t->id, t->label, t->label[0] ? " " : "",
+               t->replication);
+    }
+    if (n < list->tasks.n)
+        printf("  ... and %d more (--tasks lists all)\n", list->tasks.n - n);
+}
+
+/* What is finished already, from the database if there is one. */
+static struct store *open_results(const struct config *c, struct work_list *list)
+{
+    struct store *store = NULL;
+    if (!file_exists(c->results) || store_open(&store, c->results, STORE_READ) != 0)
+        return NULL;
+    for (int g = 0; g < list->n_groups; g++) {
+        for (int i = 0; i < list->group[g].n; i++) {
+            struct work *w = &list->group[g].work[i];
+            int done = w->n_samples ? store_find_done(store, w->task->key, w->done, w->prompts->n,
+                                                      (int)w->task->settings.sampling.n)
+                                    : 0;
+            w->n_pending -= MAX(done, 0);
+        }
+    }
+    return store;
+}
+
+static int plan_experiment(struct config *c, bool list_tasks, bool strict)
+{
+    struct work_list list;
+    struct totals totals = {0};
+    struct decision_policy policy = {strict, c->allow_cpu, c->allow_standard_engine};
+    if (work_list_make(&list, c) != 0) {
+        work_list_free(&list);
+        return (int)err_get_kind();
+    }
+    struct store *store = open_results(c, &list);
+    int n_errors = 0;
+    for (int g = 0; g < list.n_groups; g++) {
+        for (int i = 0; i < list.group[g].n; i++) {
+            add_work(&totals, &list.group[g].work[i]);
+            n_errors += list.group[g].work[i].error != NULL;
+        }
+    }
+    printf("experiment %s: %d tasks; results go to %s\n", c->experiment, list.tasks.n, c->results);
+    print_totals(&totals);
+    print_tasks(&list, list_tasks);
+    for (int g = 0; g < list.n_groups; g++)
+        print_model(c, &list.group[g], &policy, store);
+    if (n_errors)
+        err_set(ERR_RUN, "%d task%s cannot run; the errors are above", n_errors,
+                n_errors == 1 ? "" : "s");
+    store_close(store);
+    work_list_free(&list);
+    return n_errors ? ERR_RUN : 0;
+}
+
+int command_plan(int argc, char **argv)
+{
+    struct cli_list sets = {0};
+    const char *config_path;
+    bool resolved = false, tasks = false, strict = false;
+    const struct cli_option options[] = {
+        {"set", "KEY=VALUE", "override a key of the config; may be repeated", CLI_LIST, &sets},
+        {"resolved", NULL, "print every key with its value and where it comes from", CLI_FLAG,
+         &resolved},
+        {"tasks", NULL, "list all tasks", CLI_FLAG, &tasks},
+        {"strict", NULL, "plan for `run --strict`", CLI_FLAG, &strict},
+    };
+    const struct cli_command command = {
+        .name = "plan",
+        .arguments = "CONFIG",
+        .n_arguments = 1,
+        .doc = "Shows the tasks of an experiment, its tokens, the memory plan, the device and the\n"
+               "attention kernel with the reason for the choice. Loads no weights; needs no GPU.",
+        .option = options,
+        .n_options = ARRAY_LEN(options),
+    };
+    struct config *c;
+    enum cli_result parsed = cli_parse(&command, argc, argv, &config_path);
+    if (parsed != CLI_OK)
+        return parsed == CLI_HELP ? 0 : ERR_CONFIG;
+    if (config_load(&c, config_path, sets.text, sets.n) != 0)
+        return (int)err_get_kind();
+    int code = 0;
+    if (resolved)
+        print_resolved(c);
+    else
+        code = plan_experiment(c, tasks, strict);
+    config_close(c);
+    return code;
+}
