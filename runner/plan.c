@@ -94,9 +94,15 @@ static double measured_rate(struct store *store, const struct model_info *info)
     return rate;
 }
 
-static void print_memory(const struct memory_plan *plan, bool fast)
+static void print_memory(const struct memory_plan *plan, const struct totals *t, bool fast)
 {
     char a[32], b[32], c[32], d[32];
+    double token_bytes = (double)plan->block_bytes / plan->block_size;
+    printf("  KV need      %s per token: %s for the longest sequence (%s tokens), %s for all "
+           "samples at once\n",
+           format_bytes(a, token_bytes), format_bytes(b, token_bytes * t->longest_sequence),
+           format_count(c, t->longest_sequence),
+           format_bytes(d, token_bytes * (double)t->kv_tokens));
     printf("  memory       weights %s, activations %s, KV %s; %s allowed\n",
            format_bytes(a, (double)plan->weight_bytes),
            format_bytes(b, (double)plan->activation_bytes), format_bytes(c, (double)plan->kv_bytes),
@@ -142,7 +148,7 @@ static void print_engine(struct work *const *works, int n, const struct model_in
         totals.longest_sequence,
         format_bytes(b, (double)totals.kv_tokens * (double)model_kv_bytes(info, &options)));
     if (engine_plan(&plan, info, &options) == 0)
-        print_memory(&plan, options.fast);
+        print_memory(&plan, &totals, options.fast);
     else
         printf("  engine       does not fit: %s\n", err_get());
     if (totals.longest_sequence > options.max_model_len)
