@@ -141,12 +141,6 @@ static void print_engine(struct work *const *works, int n, const struct model_in
     printf("  device       %s: %s, %s\n", device_kind_name(decision.device), info->device.name,
            info->device.isa);
     printf("  attention    %s: %s\n", attention_name(decision.attention), decision.reason);
-    char a[32], b[32];
-    printf(
-        "  KV need      %s for the longest sequence (%d tokens), %s for all samples at once\n",
-        format_bytes(a, (double)totals.longest_sequence * (double)model_kv_bytes(info, &options)),
-        totals.longest_sequence,
-        format_bytes(b, (double)totals.kv_tokens * (double)model_kv_bytes(info, &options)));
     if (engine_plan(&plan, info, &options) == 0)
         print_memory(&plan, &totals, options.fast);
     else
