@@ -67,7 +67,8 @@ DIFFERENCES = [
 ]
 
 WORD_SUMS = [
-    ("{name} has {a} {things}. {other} gives {him} {b} more. How many {things} does {name} have now?",
+    ("{name} has {a} {things}. {other} gives {him} {b} more. "
+     "How many {things} does {name} have now?",
      "{name} has {c} {things} now."),
     ("{name} has {a} {things} and {other} has {b} {things}. "
      "How many {things} do they have together?",
