@@ -1,0 +1,38 @@
+/* backend.c - see backend.h: the names and sizes that all backends share. */
+#include "kernels/backend.h"
+
+#include <assert.h>
+
+size_t dtype_bytes(enum dtype dtype)
+{
+    assert(dtype < DTYPE_N);
+    return dtype == DTYPE_F32 ? 4 : 2;
+}
+
+const char *dtype_name(enum dtype dtype)
+{
+    static const char *const names[DTYPE_N] = {
+        [DTYPE_F32] = "float32",
+        [DTYPE_BF16] = "bfloat16",
+        [DTYPE_F16] = "float16",
+    };
+    assert(dtype < DTYPE_N);
+    return names[dtype];
+}
+
+const char *attention_name(enum attention_kind kind)
+{
+    static const char *const names[ATTENTION_N] = {
+        [ATTENTION_FLASH] = "flash",
+        [ATTENTION_EAGER] = "eager",
+    };
+    assert(kind < ATTENTION_N);
+    return names[kind];
+}
+
+const char *device_kind_name(enum device_kind kind)
+{
+    static const char *const names[DEVICE_N_KINDS] = {[DEVICE_CPU] = "cpu"};
+    assert(kind < DEVICE_N_KINDS);
+    return names[kind];
+}

@@ -1,0 +1,113 @@
+/* cpu.h - inside of the CPU backend: the device, its scratch memory, the kernels of one
+ * instruction set.
+ *
+ * The files device.c, weight.c, linear.c, ops.c, attention.c and sample.c are compiled once: they
+ * cut an operation into pieces of work and hand them to threads. What a thread does with its piece
+ * is a kernel; kernels live in *_impl.h and are compiled once per instruction set by isa_*.c.
+ */
+#ifndef QUIRE_CPU_H
+#define QUIRE_CPU_H
+
+#include "kernels/backend.h"
+
+#define CPU_MAX_THREADS 1024
+#define CPU_CACHE_LINE  64
+#define MAX_PANEL       32
+#define MAX_HEAD_DIM    256
+
+/* ---- packed weights ------------------------------------------------------------------------
+ * Rows (outputs) are cut into panels. A panel holds its rows with k outermost, `group` consecutive
+ * k of a row side by side, so that one vector load brings the same k of many outputs:
+ *
+ *   data[n_out / panel][n_in / group][panel][group]    (both quotients rounded up; zeros beyond)
+ *
+ * group is 2 where an instruction sums products of pairs (bf16 with AVX-512 BF16), otherwise 1. */
+struct packing {
+    int panel, group;
+};
+
+/* ---- kernels ------------------------------------------------------------------------------- */
+
+/* Rows x columns of y = x W^T: the columns of one or two panels, some of the k. */
+struct gemm_tile {
+    const void *x;      /* [n_groups][n_rows][group], packed                                */
+    const void *w;      /* [n_groups][panel][group] of the first panel                      */
+    size_t panel_bytes; /* from this panel to the next                                      */
+    int n_rows;         /* 1 .. max_rows                                                    */
+    int n_cols;         /* 1 .. panel; .. 2 panel when n_rows <= max_rows_of_two            */
+    int n_groups;
+    float *out; /* [n_rows][out_stride]                                                     */
+    size_t out_stride;
+    bool accumulate;   /* start from out, which earlier k left there, else from bias or zero */
+    const float *bias; /* [n_cols] or NULL                                                  */
+};
+
+struct cpu_kernels {
+    const char *isa;
+    struct packing packing[DTYPE_N]; /* of weights of each type */
+    int max_rows, max_rows_of_two;   /* of a gemm_tile          */
+
+    /* x: [n_rows][stride] f32 -> [CEIL_DIV(n, group)][n_rows][group], rounded to bf16 for pairs */
+    void (*pack_rows)(void *packed, const float *x, size_t stride, int n_rows, int n,
+                      enum dtype weight_dtype);
+    void (*gemm)(const struct gemm_tile *tile, enum dtype weight_dtype);
+    void (*add_rmsnorm)(float *out, float *residual, const float *delta, const float *gain, int dim,
+                        float eps);
+    void (*silu_mul)(float *out, const float *gate, const float *up, int dim);
+    void (*rope_cache)(const struct rope_cache_args *args, int token);
+    void (*attend_eager)(const struct attention_args *args, int seq, int token, int head,
+                         float *scores);
+    /* Lowest id of the largest logit; NaN counts as smaller than everything. */
+    int (*argmax)(const float *logits, int n);
+    /* weight[i] = exp((logits[i] - largest) / temperature), zero for a NaN */
+    void (*softmax_weights)(float *weight, const float *logits, int n, float largest,
+                            float temperature);
+};
+
+extern const struct cpu_kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512,
+    cpu_kernels_avx512bf16;
+
+/* ---- device -------------------------------------------------------------------------------- */
+
+struct cpu_device {
+    struct device base; /* first, so that a struct device * is a struct cpu_device * */
+    const struct cpu_kernels *kernels;
+    int n_threads;
+    size_t allocated_bytes;
+    /* Scratch of reserve(): one piece that all threads share, one per thread. */
+    char *shared;
+    size_t shared_bytes;
+    char *local; /* [n_threads][local_bytes] */
+    size_t local_bytes;
+};
+
+static inline struct cpu_device *cpu_device(struct device *device)
+{
+    return (struct cpu_device *)(void *)device;
+}
+
+/* The scratch memory of the calling thread of a parallel region. */
+void *cpu_local_scratch(const struct cpu_device *device);
+
+size_t cpu_linear_scratch_bytes(const struct step_limits *limits);
+size_t cpu_attention_scratch_bytes(const struct step_limits *limits); /* per thread */
+size_t cpu_sample_scratch_bytes(const struct step_limits *limits);    /* per thread */
+
+/* ---- the entries of backend_cpu, beside those of device.c ---------------------------------- */
+
+int cpu_weight_load(struct device *device, struct weight *w, const struct weight_part *parts,
+                    int n_parts);
+void cpu_weight_free(struct device *device, struct weight *w);
+void cpu_embed(struct device *device, void *x, const struct weight *table, const int *token,
+               const int *sampled, int n_tokens);
+void cpu_add_rmsnorm(struct device *device, void *out, void *residual, const void *delta,
+                     const float *gain, int n_rows, int dim, float eps);
+void cpu_linear(struct device *device, const struct linear_args *args);
+void cpu_rope_cache(struct device *device, const struct rope_cache_args *args);
+void cpu_attention(struct device *device, const struct attention_args *args);
+void cpu_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
+void cpu_gather(struct device *device, void *out, const void *x, const int *row, int n_rows,
+                int dim);
+void cpu_sample(struct device *device, const struct sample_args *args);
+
+#endif

@@ -1,0 +1,242 @@
+/* device.c - the CPU as a device: opening, memory, scratch, and the table backend_cpu.
+ *
+ * Operations run at once, so sync has nothing to wait for.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/machine.h"
+
+#include <assert.h>
+#include <malloc.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* Memory from this size on starts at a huge page and asks for them: a decode step streams all
+ * weights, and with 4 KiB pages each of them costs a walk of the page table. */
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+
+/* ---- opening ---- */
+
+static bool always(void)
+{
+    return true;
+}
+
+#ifdef __x86_64__
+
+/* Every processor with AVX2 has F16C, for which clang 14 has no name here. */
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static bool has_avx512bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+#endif
+
+static const struct {
+    const struct cpu_kernels *kernels;
+    bool (*runs_here)(void);
+} variants[] = {
+    /* from the slowest to the fastest */
+    {&cpu_kernels_plain, always},
+#ifdef __x86_64__
+    {&cpu_kernels_avx2, has_avx2},
+    {&cpu_kernels_avx512, has_avx512},
+    {&cpu_kernels_avx512bf16, has_avx512bf16},
+#endif
+};
+
+static void refuse_isa(const char *isa, const char *why)
+{
+    struct str valid = {0};
+    for (size_t i = 0; i < ARRAY_LEN(variants); i++) {
+        if (variants[i].runs_here())
+            str_appendf(&valid, "%s%s", valid.len ? ", " : "", variants[i].kernels->isa);
+    }
+    err_set(ERR_CONFIG, "CPU instruction set '%s': %s; valid on this machine: %s", isa, why,
+            valid.data);
+    str_free(&valid);
+}
+
+/* The fastest variant of this CPU, or the one named `isa`. NULL with an error. */
+static const struct cpu_kernels *choose_kernels(const char *isa)
+{
+    for (size_t i = ARRAY_LEN(variants); i-- > 0;) {
+        bool runs_here = variants[i].runs_here();
+        if (!isa && runs_here)
+            return variants[i].kernels;
+        if (!isa || strcmp(isa, variants[i].kernels->isa) != 0)
+            continue;
+        if (runs_here)
+            return variants[i].kernels;
+        refuse_isa(isa, "this processor lacks it");
+        return NULL;
+    }
+    refuse_isa(isa, "unknown");
+    return NULL;
+}
+
+static int choose_threads(int wanted)
+{
+    if (wanted > 0)
+        return MIN(wanted, CPU_MAX_THREADS);
+    if (getenv("OMP_NUM_THREADS"))
+        return MIN(omp_get_max_threads(), CPU_MAX_THREADS);
+    return MIN(machine_cpus(), CPU_MAX_THREADS);
+}
+
+static struct device *cpu_open(const struct device_options *options)
+{
+    const struct cpu_kernels *kernels = choose_kernels(options->isa);
+    if (!kernels)
+        return NULL;
+    struct cpu_device *d = xcalloc(1, sizeof(*d));
+    d->base.ops = &backend_cpu;
+    d->base.act_dtype = DTYPE_F32;
+    d->kernels = kernels;
+    d->n_threads = choose_threads(options->n_threads);
+    struct device_info *info = &d->base.info;
+    info->kind = DEVICE_CPU;
+    info->n_threads = d->n_threads;
+    info->memory_bytes = machine_memory_bytes();
+    info->free_bytes = machine_memory_free_bytes();
+    machine_cpu_name(info->name);
+    snprintf(info->isa, sizeof(info->isa), "%s", kernels->isa);
+    return &d->base;
+}
+
+static void cpu_close(struct device *device)
+{
+    if (!device)
+        return;
+    struct cpu_device *d = cpu_device(device);
+    free(d->shared);
+    free(d->local);
+    free(d);
+}
+
+/* ---- memory ---- */
+
+/* Linux promises memory that it does not have, and kills when it is touched. So a large request is
+ * held against what is free now, and against what was free at the start less what was handed out
+ * since, because that may not have been touched yet. */
+static bool is_available(const struct cpu_device *d, size_t bytes)
+{
+    if (bytes < HUGE_PAGE_BYTES)
+        return true;
+    size_t at_start = d->base.info.free_bytes;
+    size_t left = at_start - MIN(at_start, d->allocated_bytes);
+    return bytes <= left && bytes <= machine_memory_free_bytes();
+}
+
+static void *cpu_alloc(struct device *device, size_t bytes)
+{
+    struct cpu_device *d = cpu_device(device);
+    size_t align = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : CPU_CACHE_LINE;
+    size_t rounded;
+    void *memory = NULL;
+    if (size_add(&rounded, bytes, align) && is_available(d, bytes)) {
+        rounded = (bytes ? CEIL_DIV(bytes, align) : 1) * align;
+        memory = aligned_alloc(align, rounded);
+    }
+    if (!memory) {
+        char want[32], have[32];
+        err_set(ERR_RESOURCE, "not enough memory: %s wanted, %s free",
+                format_bytes(want, (double)bytes),
+                format_bytes(have, (double)machine_memory_free_bytes()));
+        return NULL;
+    }
+    if (align == HUGE_PAGE_BYTES)
+        (void)madvise(memory, rounded, MADV_HUGEPAGE); /* a hint: slower without, not wrong */
+    d->allocated_bytes += malloc_usable_size(memory);
+    return memory;
+}
+
+static void cpu_free(struct device *device, void *memory)
+{
+    if (!memory)
+        return;
+    cpu_device(device)->allocated_bytes -= malloc_usable_size(memory);
+    free(memory);
+}
+
+static void cpu_copy(struct device *device, void *dst, const void *src, size_t bytes)
+{
+    (void)device;
+    if (bytes)
+        memcpy(dst, src, bytes);
+}
+
+static void cpu_sync(struct device *device)
+{
+    (void)device;
+}
+
+/* ---- scratch ---- */
+
+void *cpu_local_scratch(const struct cpu_device *device)
+{
+    return device->local + (size_t)omp_get_thread_num() * device->local_bytes;
+}
+
+/* Replaces *memory by a larger one; its contents are not kept. */
+static int grow(struct device *device, char **memory, size_t *have, size_t needed, size_t copies)
+{
+    if (needed <= *have)
+        return 0;
+    size_t total;
+    if (!size_mul(&total, needed, copies))
+        return err_set(ERR_RESOURCE, "the scratch memory of a step is too large to count");
+    char *larger = cpu_alloc(device, total);
+    if (!larger)
+        return err_prefix("scratch memory of a step");
+    cpu_free(device, *memory);
+    *memory = larger;
+    *have = needed;
+    return 0;
+}
+
+static int cpu_reserve(struct device *device, const struct step_limits *limits)
+{
+    struct cpu_device *d = cpu_device(device);
+    size_t local = MAX(cpu_attention_scratch_bytes(limits), cpu_sample_scratch_bytes(limits));
+    local = CEIL_DIV(local, CPU_CACHE_LINE) * CPU_CACHE_LINE;
+    if (grow(device, &d->shared, &d->shared_bytes, cpu_linear_scratch_bytes(limits), 1) != 0)
+        return -1;
+    return grow(device, &d->local, &d->local_bytes, local, (size_t)d->n_threads);
+}
+
+const struct backend backend_cpu = {
+    .kind = DEVICE_CPU,
+    .open = cpu_open,
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .copy = cpu_copy,
+    .sync = cpu_sync,
+    .reserve = cpu_reserve,
+    .weight_load = cpu_weight_load,
+    .weight_free = cpu_weight_free,
+    .embed = cpu_embed,
+    .add_rmsnorm = cpu_add_rmsnorm,
+    .linear = cpu_linear,
+    .rope_cache = cpu_rope_cache,
+    .attention = cpu_attention,
+    .silu_mul = cpu_silu_mul,
+    .gather = cpu_gather,
+    .sample = cpu_sample,
+};

@@ -1,0 +1,21 @@
+/* isa_impl.h - the table of kernels for the instruction set that the including file is compiled
+ * for. The includer defines ISA_TABLE and ISA_NAME. */
+#include "kernels/cpu/eager_impl.h"
+#include "kernels/cpu/gemm_impl.h"
+#include "kernels/cpu/rows_impl.h"
+#include "kernels/cpu/sample_impl.h"
+
+const struct cpu_kernels ISA_TABLE = {
+    .isa = ISA_NAME,
+    .packing = {[DTYPE_F32] = {PANEL, 1}, [DTYPE_BF16] = {PANEL, PAIRS}, [DTYPE_F16] = {PANEL, 1}},
+    .max_rows = GEMM_MAX_ROWS,
+    .max_rows_of_two = GEMM_MAX_ROWS_OF_TWO,
+    .pack_rows = pack_rows,
+    .gemm = gemm,
+    .add_rmsnorm = add_rmsnorm,
+    .silu_mul = silu_mul,
+    .rope_cache = rope_cache,
+    .attend_eager = attend_eager,
+    .argmax = argmax,
+    .softmax_weights = softmax_weights,
+};

@@ -1,0 +1,256 @@
+/* vec.h - a vector of f32 lanes, as wide as the instruction set this file is compiled for.
+ *
+ * Kernels are written once against this header; each isa_*.c compiles them with other flags. `+`,
+ * `-`, `*` and `/` work on vec by the compilers' vector extensions. Products that are summed go
+ * through vec_fma, so that no compiler decides about contraction and with it about the last bit.
+ */
+#ifndef QUIRE_CPU_VEC_H
+#define QUIRE_CPU_VEC_H
+
+#include "kernels/cpu/convert.h"
+
+#define VEC_INLINE static inline __attribute__((always_inline))
+
+#if defined(__clang__)
+#define VEC_UNROLL _Pragma("unroll")
+#else
+#define VEC_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* ---- what differs between instruction sets ---- */
+
+#if defined(__AVX512F__)
+
+#include <immintrin.h>
+
+#define VEC_N 16
+typedef __m512 vec;
+
+VEC_INLINE vec vec_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+VEC_INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+VEC_INLINE vec vec_max(vec a, vec b)
+{
+    return _mm512_max_ps(a, b);
+}
+VEC_INLINE vec vec_min(vec a, vec b)
+{
+    return _mm512_min_ps(a, b);
+}
+VEC_INLINE vec vec_load_bf16(const uint16_t *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+VEC_INLINE vec vec_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
+{
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#elif defined(__AVX2__)
+
+#include <immintrin.h>
+
+#define VEC_N 8
+typedef __m256 vec;
+
+VEC_INLINE vec vec_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+VEC_INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+VEC_INLINE vec vec_max(vec a, vec b)
+{
+    return _mm256_max_ps(a, b);
+}
+VEC_INLINE vec vec_min(vec a, vec b)
+{
+    return _mm256_min_ps(a, b);
+}
+VEC_INLINE vec vec_load_bf16(const uint16_t *p)
+{
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+VEC_INLINE vec vec_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else /* portable: four lanes, which compilers map to SSE2 or NEON */
+
+#define VEC_N 4
+typedef float vec __attribute__((vector_size(16)));
+
+VEC_INLINE vec vec_set1(float x)
+{
+    return (vec){x, x, x, x};
+}
+VEC_INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return a * b + c;
+}
+VEC_INLINE vec vec_max(vec a, vec b)
+{
+    for (int i = 0; i < VEC_N; i++)
+        a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
+}
+VEC_INLINE vec vec_min(vec a, vec b)
+{
+    for (int i = 0; i < VEC_N; i++)
+        a[i] = a[i] < b[i] ? a[i] : b[i];
+    return a;
+}
+VEC_INLINE vec vec_load_bf16(const uint16_t *p)
+{
+    return (vec){bf16_to_f32(p[0]), bf16_to_f32(p[1]), bf16_to_f32(p[2]), bf16_to_f32(p[3])};
+}
+VEC_INLINE vec vec_load_f16(const uint16_t *p)
+{
+    return (vec){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
+}
+VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
+{
+    for (int i = 0; i < VEC_N; i++)
+        p[i] = f32_to_f16(v[i]);
+}
+
+#endif
+
+/* ---- the same for all ---- */
+
+/* vec_max(a, b) and vec_min(a, b) return b in lanes where either is a NaN. */
+
+typedef int32_t veci __attribute__((vector_size(VEC_N * 4)));
+typedef uint32_t vecu __attribute__((vector_size(VEC_N * 4)));
+
+VEC_INLINE vec vec_load(const float *p)
+{
+    vec v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+VEC_INLINE void vec_store(float *p, vec v)
+{
+    memcpy(p, &v, sizeof(v));
+}
+
+/* The first n < VEC_N lanes; the others are zero. */
+VEC_INLINE vec vec_load_n(const float *p, int n)
+{
+    float lane[VEC_N] = {0};
+    memcpy(lane, p, (size_t)n * sizeof(float));
+    return vec_load(lane);
+}
+
+VEC_INLINE void vec_store_n(float *p, vec v, int n)
+{
+    float lane[VEC_N];
+    vec_store(lane, v);
+    memcpy(p, lane, (size_t)n * sizeof(float));
+}
+
+/* Rounds to nearest even; a NaN becomes a quiet one. */
+VEC_INLINE void vec_store_bf16(uint16_t *p, vec v)
+{
+    vecu bits = (vecu)v, rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
+    vecu is_nan = (vecu)((bits & 0x7FFFFFFFu) > 0x7F800000u);
+    vecu chosen = (is_nan & (bits | 0x400000u)) | (~is_nan & rounded);
+    for (int i = 0; i < VEC_N; i++)
+        p[i] = (uint16_t)(chosen[i] >> 16);
+}
+
+/* VEC_N elements of an array of this type from element i on, and the way back. */
+VEC_INLINE vec vec_load_as(enum dtype dtype, const void *array, size_t i)
+{
+    switch (dtype) {
+    case DTYPE_BF16: return vec_load_bf16((const uint16_t *)array + i);
+    case DTYPE_F16: return vec_load_f16((const uint16_t *)array + i);
+    default: return vec_load((const float *)array + i);
+    }
+}
+
+VEC_INLINE void vec_store_as(enum dtype dtype, void *array, size_t i, vec v)
+{
+    switch (dtype) {
+    case DTYPE_BF16: vec_store_bf16((uint16_t *)array + i, v); break;
+    case DTYPE_F16: vec_store_f16((uint16_t *)array + i, v); break;
+    default: vec_store((float *)array + i, v);
+    }
+}
+
+/* The same for the first n < VEC_N elements; the other lanes are zero. */
+VEC_INLINE vec vec_load_as_n(enum dtype dtype, const void *array, size_t i, int n)
+{
+    float lane[VEC_N] = {0};
+    for (int j = 0; j < n; j++)
+        lane[j] = load_element(dtype, array, i + (size_t)j);
+    return vec_load(lane);
+}
+
+VEC_INLINE void vec_store_as_n(enum dtype dtype, void *array, size_t i, vec v, int n)
+{
+    for (int j = 0; j < n; j++)
+        store_element(dtype, array, i + (size_t)j, v[j]);
+}
+
+/* Sum of the lanes, in the order of a binary tree. */
+VEC_INLINE float vec_sum(vec v)
+{
+    float lane[VEC_N];
+    vec_store(lane, v);
+    for (int half = VEC_N / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lane[i] += lane[i + half];
+    return lane[0];
+}
+
+VEC_INLINE float vec_largest(vec v)
+{
+    float largest = v[0];
+    for (int i = 1; i < VEC_N; i++)
+        largest = v[i] > largest ? v[i] : largest;
+    return largest;
+}
+
+/* e^x with a relative error below 2^-22.5; 0 below -87.3, e^88.37 above 88.37, 1 at 0 exactly.
+ * x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r) with q interpolated at the Chebyshev
+ * nodes (relative error of the formula 1e-9); n ln 2 is taken off in two parts that are exact. */
+VEC_INLINE vec vec_exp(vec x)
+{
+    const float round_magic = 0x1.8p23f; /* adding it leaves round(x) in the low bits */
+    x = vec_max(vec_set1(-87.33f - 0.6f), vec_min(vec_set1(88.37f), x));
+    vec shifted = vec_fma(x, vec_set1(0x1.715476p+0f), vec_set1(round_magic));
+    vec n = shifted - vec_set1(round_magic);
+    vec r = vec_fma(n, vec_set1(-0x1.62e4p-1f), x);
+    r = vec_fma(n, vec_set1(-0x1.7f7d1cp-20f), r);
+    vec q = vec_set1(0x1.6d113cp-10f);
+    q = vec_fma(q, r, vec_set1(0x1.120ba2p-7f));
+    q = vec_fma(q, r, vec_set1(0x1.55551ap-5f));
+    q = vec_fma(q, r, vec_set1(0x1.5554dcp-3f));
+    q = vec_fma(q, r, vec_set1(0.5f));
+    vec e = vec_fma(r * r, q, r) + vec_set1(1.0f);
+    /* n = -127 makes the biased exponent, and with it the result, zero. */
+    veci exponent = ((veci)shifted << 23) + (127 << 23);
+    return e * (vec)exponent;
+}
+
+#endif
