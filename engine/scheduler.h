@@ -1,13 +1,17 @@
 /* scheduler.h - which sequences run in the next step, and with how many of their tokens.
  *
- * A seq is a token timeline: prompt, then output. Waiting seqs hold no blocks; running seqs hold
- * blocks and a lane. Each step takes one token of every running seq that has only its last token
- * left to compute (decode), and fills the rest of the token budget with chunks of prompts
- * (prefill), oldest first; then admits waiting seqs by policy. When blocks run out, the running seq
- * that the policy ranks last gives its blocks back and waits again; its tokens are recomputed later
- * (preemption). No decision looks at a clock, so the same submissions give the same steps.
+ * A seq is a token timeline: prompt, then output. Waiting seqs hold no blocks; running seqs hold a
+ * lane and blocks for all tokens that they have so far. The policy ranks seqs. Each step takes one
+ * token of every running seq that has only its last token left to compute (decode), and fills the
+ * rest of the token budget with chunks of prompts (prefill), then admits waiting seqs, each in the
+ * order of rank; a waiting seq is never overtaken by one of lower rank. When blocks run out, the
+ * running seq that ranks last gives its blocks back and waits again; its tokens are recomputed
+ * later (preemption). No decision looks at a clock, so the same submissions give the same steps.
  *
  * Static batching (the standard engine): waiting seqs are admitted only when nothing runs.
+ *
+ * Invariant (scheduler_check): a seq that was added is waiting or running until it is finished; the
+ * seq that ranks first of the running ones has tokens in every step, so every seq finishes.
  */
 #ifndef QUIRE_SCHEDULER_H
 #define QUIRE_SCHEDULER_H
@@ -18,21 +22,22 @@
 enum seq_state { SEQ_WAITING, SEQ_RUNNING, SEQ_FINISHED };
 
 struct seq {
-    uint64_t id;
+    uint64_t id; /* unique, in the order of submission                            */
     enum seq_state state;
     enum finish_reason reason;
     int *token; /* [n_tokens], room for max_tokens: prompt, then output          */
     int n_prompt, n_tokens, max_tokens;
     int n_computed;  /* tokens whose K and V are in the cache                         */
-    int n_scheduled; /* tokens of this step                                           */
+    int n_scheduled; /* tokens of this step; 0 after scheduler_advance                */
     int n_cached;    /* found in the prefix cache when it was first admitted          */
     int n_preemptions;
-    int lane; /* -1 when not running                                           */
+    int lane;           /* 0..max_num_seqs - 1; -1 when not running                      */
+    bool token_in_lane; /* the device has token[n_tokens - 1] in sampled[lane]         */
     bool cancelled;
     struct kv_seq kv;
     struct request request; /* prompt pointer not used after submission               */
     double submitted_s, scheduled_s, first_token_s;
-    struct seq *next, *prev; /* in the scheduler's lists                              */
+    struct seq *next, *prev, *child; /* in the scheduler's heap of waiting seqs       */
 };
 
 struct scheduler_options {
@@ -44,35 +49,33 @@ struct scheduler_options {
 
 struct scheduler;
 
+/* The cache must outlive the scheduler. ERR_CONFIG when an option is out of range. */
 int scheduler_open(struct scheduler **out, struct kv_cache *cache,
                    const struct scheduler_options *options);
 void scheduler_close(struct scheduler *s); /* does not free the seqs */
 
-/* Queues a seq; it is owned by the caller and must stay until it is finished. */
+/* Queues a seq; it is owned by the caller and must stay until it is finished. Asserts that the
+ * whole cache can hold max_tokens - 1 tokens (the last one is sampled, never computed). */
 void scheduler_add(struct scheduler *s, struct seq *seq);
 
 /* What one step computes. Arrays are owned by the scheduler and valid until the next call. */
 struct schedule {
     struct seq **seq; /* [n_seqs] each with n_scheduled > 0 tokens from n_computed on */
     int n_seqs, n_tokens;
-    struct kv_copy *copy; /* [n_copies] before the step */
+    struct kv_copy *copy; /* [n_copies] before the step, in this order */
     int n_copies;
     int n_prefill_tokens; /* tokens of seqs that are not plain decodes */
 };
 
-/* Fills in the next step. n_seqs is 0 when nothing can run: then nothing is waiting or running (a
- * seq that could never fit was refused at submission). Cancelled seqs are finished first. */
+/* Fills in the next step. n_seqs is 0 only when nothing is waiting or running. */
 void scheduler_next(struct scheduler *s, struct schedule *out);
 
 /* After the step: every seq's n_computed grows by n_scheduled, full blocks enter the prefix cache.
  */
 void scheduler_advance(struct scheduler *s, const struct schedule *done);
 
-/* Takes a seq out: gives back its blocks and lane. */
+/* Takes a seq out, waiting or running: gives back its blocks and lane. */
 void scheduler_finish(struct scheduler *s, struct seq *seq, enum finish_reason reason);
-
-/* A cancelled seq that scheduler_next took out, or NULL. */
-struct seq *scheduler_pop_cancelled(struct scheduler *s);
 
 int scheduler_n_waiting(const struct scheduler *s);
 int scheduler_n_running(const struct scheduler *s);

@@ -5,13 +5,9 @@
  * block that was handed out twice, copied late or found for another text shows as a wrong value.
  */
 #include "engine/kv_cache.h"
+#include "tests/testing.h"
 
-#include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 static const int TEXT[] = {5, 6, 7, 8, 9, 10, 11, 12, 13};
 
@@ -217,7 +213,7 @@ static void options_out_of_range_are_refused(void **state)
         struct kv_cache *cache;
         assert_int_equal(kv_cache_open(&cache, &bad[i]), -1);
         assert_null(cache);
-        assert_int_equal(err_get_kind(), ERR_CONFIG);
+        assert_error(ERR_CONFIG, "expected");
     }
 }
 
