@@ -5,6 +5,7 @@
 #   runner/*.c without main.c                  librunner.a, linked to the CLI and to the tests
 #   tests/test_NAME.c                          one cmocka program each
 #   tests/bench_NAME.c                         one measuring program each
+#   tests/fuzz_NAME.c                          one libFuzzer target each (clang)
 #   examples/NAME.c                            linked with libquire.a alone
 #
 # Every build is a folder ($(BUILD)): the sanitizers and clang have their own beside build/'s files.
@@ -41,14 +42,16 @@ endif
 RUNNER_SRC  := $(sort $(filter-out runner/main.c,$(wildcard runner/*.c)))
 TEST_SRC    := $(sort $(wildcard tests/test_*.c))
 BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
+FUZZ_SRC    := $(sort $(wildcard tests/fuzz_*.c))
 EXAMPLE_SRC := $(sort $(wildcard examples/*.c))
 TESTING_SRC := tests/testing.c
-ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(EXAMPLE_SRC) \
-               $(TESTING_SRC)
+ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) \
+               $(EXAMPLE_SRC) $(TESTING_SRC)
 
 object      = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 TESTS      := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
 BENCHES    := $(patsubst tests/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
+FUZZERS    := $(patsubst tests/%.c,$(BUILD)/programs/%,$(FUZZ_SRC))
 EXAMPLES   := $(patsubst examples/%.c,$(BUILD)/examples/%,$(EXAMPLE_SRC))
 E2E        := $(sort $(filter-out tests/e2e/lib.sh,$(wildcard tests/e2e/*.sh)))
 TESTING    := $(call object,$(TESTING_SRC))
@@ -62,8 +65,8 @@ LIBRUNNER  := $(BUILD)/librunner.a
 JOBS    = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = +@$(MAKE) --no-print-directory $(JOBS)
 
-.PHONY: all run test unit bench asan ubsan tsan lint format install clean help
-.PHONY: binaries test-binaries bench-binaries objects
+.PHONY: all run test unit bench asan ubsan tsan fuzz lint format install clean help
+.PHONY: binaries test-binaries bench-binaries fuzz-binaries run-fuzzers objects
 .DEFAULT_GOAL := all
 
 all: ## build ./quire and build/libquire.a
@@ -106,6 +109,11 @@ tsan: ## unit tests under ThreadSanitizer (build/tsan)
 	+@OMP_NUM_THREADS=1 TEST_WRAPPER="setarch $(MACHINE) -R" $(MAKE) --no-print-directory \
 	    BUILD=$(BUILD)/tsan $(SANITIZED) SANITIZE=-fsanitize=thread unit
 
+FUZZ_S ?= 20
+fuzz: ## run each fuzz target for FUZZ_S=20 seconds (needs clang; build/fuzz keeps the corpora)
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC=clang $(SANITIZED) \
+	    SANITIZE=-fsanitize=fuzzer-no-link,address,undefined run-fuzzers
+
 lint: ## format, include directions, banned calls, sizes, and a build with clang
 	@tests/setup.sh lint
 	@BUILD=$(BUILD) MAKE="$(MAKE)" tests/lint.sh
@@ -137,6 +145,13 @@ endif
 
 test-binaries: $(TESTS)
 bench-binaries: $(BENCHES)
+fuzz-binaries: $(FUZZERS)
+run-fuzzers: fuzz-binaries
+	@set -e; for program in $(FUZZERS); do \
+	    mkdir -p $$program.corpus; \
+	    $$program -max_total_time=$(FUZZ_S) -artifact_prefix=$$program. $$program.corpus; \
+	done
+
 objects: $(call object,$(wildcard $(ALL_SRC)))
 
 # Archives are made anew: ar would keep the members of sources that are gone.
@@ -158,6 +173,10 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTING) $(LIBRUNNER) $(LIB
 $(BENCHES): $(BUILD)/bench/%: $(BUILD)/obj/tests/%.o $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
 	@mkdir -p $(@D)
 	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
+
+$(FUZZERS): $(BUILD)/programs/%: $(BUILD)/obj/tests/%.o $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(CC) $(LINK) -fsanitize=fuzzer -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
 
 $(EXAMPLES): $(BUILD)/examples/%: $(BUILD)/obj/examples/%.o $(LIBQUIRE) $(BUILD)/flags
 	@mkdir -p $(@D)
