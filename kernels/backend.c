@@ -1,6 +1,8 @@
 /* backend.c - see backend.h: the names and sizes that all backends share. */
 #include "kernels/backend.h"
 
+#include "kernels/cpu/convert.h"
+
 #include <assert.h>
 
 size_t dtype_bytes(enum dtype dtype)
@@ -18,6 +20,16 @@ const char *dtype_name(enum dtype dtype)
     };
     assert(dtype < DTYPE_N);
     return names[dtype];
+}
+
+void dtype_to_f32(float *out, const void *in, enum dtype dtype, size_t n)
+{
+    size_t bytes = dtype_bytes(dtype);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t element = 0;
+        memcpy(&element, (const char *)in + i * bytes, bytes);
+        out[i] = load_element(dtype, &element, 0);
+    }
 }
 
 const char *attention_name(enum attention_kind kind)

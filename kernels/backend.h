@@ -28,6 +28,9 @@ enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPE_N };
 size_t dtype_bytes(enum dtype dtype);     /* of one element                     */
 const char *dtype_name(enum dtype dtype); /* "float32", "bfloat16", "float16"   */
 
+/* Widens n elements in host memory. `in` need not be aligned. */
+void dtype_to_f32(float *out, const void *in, enum dtype dtype, size_t n);
+
 enum attention_kind {
     ATTENTION_FLASH, /* tiled, online softmax, reads the paged cache in place */
     ATTENTION_EAGER, /* scores materialised per query row: the readable one   */
