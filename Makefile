@@ -24,7 +24,7 @@ WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpo
             -Wcast-qual -Wvla -Wimplicit-fallthrough -Wundef
 # Warnings are errors with the compilers that quire is checked with (gcc 12, clang 14): a newer one may
 # have a new warning, which is no reason to stop somebody's build.
-WERROR   ?= $(if $(filter 12.% 14.%,$(CC_VERSION)),-Werror)
+WERROR   ?= $(if $(filter 12.% 14.0.%,$(CC_VERSION)),-Werror)
 # -fno-math-errno only lets sqrtf become one instruction; results stay those of IEEE arithmetic.
 COMPILE  := -std=c17 -D_GNU_SOURCE -I. $(OPT) -g $(WARNINGS) $(WERROR) -fno-math-errno -fopenmp \
             $(SANITIZE) $(CFLAGS)
