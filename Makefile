@@ -48,7 +48,7 @@ TEST_SRC    := $(sort $(wildcard tests/test_*.c))
 BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
 FUZZ_SRC    := $(sort $(wildcard tests/fuzz_*.c))
 EXAMPLE_SRC := $(sort $(wildcard examples/*.c))
-TESTING_SRC := tests/testing.c
+TESTING_SRC := tests/testing.c tests/ops_reference.c
 ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) \
                $(EXAMPLE_SRC) $(TESTING_SRC)
 

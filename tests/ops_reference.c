@@ -1,0 +1,237 @@
+/* ops_reference.c - see ops_reference.h. */
+#include "tests/ops_reference.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- numbers ---- */
+
+float *random_floats(size_t n, float amplitude, uint64_t seed)
+{
+    float *x = xmalloc(n * sizeof(*x));
+    for (size_t i = 0; i < n; i++) {
+        double uniform = (double)(mix64(seed * 0x10001u + i) >> 11) * 0x1p-53;
+        x[i] = (float)(amplitude * (2 * uniform - 1));
+    }
+    return x;
+}
+
+/* Significant bits, and the exponent of the smallest step, of each type. */
+static const struct {
+    int bits, min_exponent;
+} formats[DTYPE_N] = {
+    [DTYPE_F32] = {24, -149},
+    [DTYPE_BF16] = {8, -133},
+    [DTYPE_F16] = {11, -24},
+};
+
+float reference_round(enum dtype dtype, float x)
+{
+    int exponent;
+    if (x == 0 || !isfinite(x))
+        return x;
+    frexp(x, &exponent);
+    int step = MAX(exponent - formats[dtype].bits, formats[dtype].min_exponent);
+    return (float)ldexp(nearbyint(ldexp(x, -step)), step);
+}
+
+void reference_round_all(enum dtype dtype, float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = reference_round(dtype, x[i]);
+}
+
+static uint16_t encode_f16(float x)
+{
+    int exponent;
+    unsigned sign = signbit(x) ? 0x8000u : 0, bits;
+    frexp(x, &exponent); /* |x| = m 2^exponent with m in [1/2, 1) */
+    if (x == 0 || exponent < -13)
+        bits = (unsigned)ldexp(fabsf(x), 24);
+    else
+        bits =
+            (unsigned)(exponent + 14) << 10 | ((unsigned)ldexp(fabsf(x), 11 - exponent) & 0x3FFu);
+    return (uint16_t)(sign | bits);
+}
+
+void *reference_encode(enum dtype dtype, const float *x, size_t n)
+{
+    char *array = xmalloc(n * dtype_bytes(dtype));
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        uint16_t half = dtype == DTYPE_F16 ? encode_f16(x[i]) : (uint16_t)(bits >> 16);
+        if (dtype == DTYPE_F32)
+            memcpy(array + 4 * i, &bits, 4);
+        else
+            memcpy(array + 2 * i, &half, 2);
+    }
+    return array;
+}
+
+float reference_decode(enum dtype dtype, const void *array, size_t i)
+{
+    if (dtype == DTYPE_F32)
+        return ((const float *)array)[i];
+    uint16_t half = ((const uint16_t *)array)[i];
+    if (dtype == DTYPE_BF16) {
+        uint32_t bits = (uint32_t)half << 16;
+        float x;
+        memcpy(&x, &bits, sizeof(x));
+        return x;
+    }
+    int exponent = half >> 10 & 31, fraction = half & 1023;
+    double magnitude = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+    return (float)(half & 0x8000 ? -magnitude : magnitude);
+}
+
+/* ---- operations ---- */
+
+void reference_linear(double *y, double *magnitude, const float *x, const float *w,
+                      const float *bias, const int shape[3])
+{
+    size_t n_out = (size_t)shape[1], n_in = (size_t)shape[2];
+    for (size_t m = 0; m < (size_t)shape[0]; m++) {
+        for (size_t n = 0; n < n_out; n++) {
+            double sum = bias ? bias[n] : 0, absolute = fabs(sum);
+            for (size_t k = 0; k < n_in; k++) {
+                double product = (double)x[m * n_in + k] * w[n * n_in + k];
+                sum += product;
+                absolute += fabs(product);
+            }
+            y[m * n_out + n] = sum;
+            magnitude[m * n_out + n] = absolute;
+        }
+    }
+}
+
+void reference_rmsnorm(double *out, const double *x, const float *gain, int dim, double eps)
+{
+    double sum = 0;
+    for (int i = 0; i < dim; i++)
+        sum += x[i] * x[i];
+    double scale = 1 / sqrt(sum / dim + eps);
+    for (int i = 0; i < dim; i++)
+        out[i] = x[i] * scale * gain[i];
+}
+
+void reference_rope(double *x, int head_dim, int position, double theta)
+{
+    int half = head_dim / 2;
+    for (int j = 0; j < half; j++) {
+        double angle = position * pow(theta, -2.0 * j / head_dim), a = x[j], b = x[j + half];
+        x[j] = a * cos(angle) - b * sin(angle);
+        x[j + half] = b * cos(angle) + a * sin(angle);
+    }
+}
+
+double reference_silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+void reference_attend(double *out, const struct reference_attention *a)
+{
+    double *score = xcalloc((size_t)a->last + 1, sizeof(*score)), largest = -INFINITY, sum = 0;
+    for (int p = a->first; p <= a->last; p++) {
+        for (int i = 0; i < a->head_dim; i++)
+            score[p] += (double)a->q[i] * a->k[(size_t)p * a->stride + (size_t)i] * a->scale;
+        largest = fmax(largest, score[p]);
+    }
+    for (int i = 0; i < a->head_dim; i++)
+        out[i] = 0;
+    for (int p = a->first; p <= a->last; p++) {
+        double weight = exp(score[p] - largest);
+        sum += weight;
+        for (int i = 0; i < a->head_dim; i++)
+            out[i] += weight * a->v[(size_t)p * a->stride + (size_t)i];
+    }
+    for (int i = 0; i < a->head_dim; i++)
+        out[i] /= sum;
+    free(score);
+}
+
+struct ranked {
+    double logit;
+    int id;
+};
+
+static int compare_ranked(const void *a, const void *b)
+{
+    const struct ranked *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit > y->logit ? -1 : 1;
+    return x->id - y->id;
+}
+
+void reference_sampling(double *probability, const float *logits, int vocab,
+                        const struct sample_row *row)
+{
+    struct ranked *rank = xcalloc((size_t)vocab, sizeof(*rank));
+    for (int i = 0; i < vocab; i++) {
+        rank[i] = (struct ranked){isnan(logits[i]) ? -INFINITY : logits[i], i};
+        probability[i] = 0;
+    }
+    qsort(rank, (size_t)vocab, sizeof(*rank), compare_ranked);
+    double largest = rank[0].logit, total = 0, kept = 0;
+    int n = row->top_k > 0 ? MIN(row->top_k, vocab) : vocab;
+    for (int i = 0; i < n; i++)
+        total += exp((rank[i].logit - largest) / row->temperature);
+    for (int i = 0; i < n; i++) {
+        double weight = exp((rank[i].logit - largest) / row->temperature);
+        if (i > 0 && ((row->top_p < 1 && kept >= row->top_p * total) || weight < row->min_p))
+            break;
+        kept += weight;
+        probability[rank[i].id] = weight;
+    }
+    for (int i = 0; i < vocab; i++)
+        probability[i] /= kept;
+    free(rank);
+}
+
+/* ---- devices ---- */
+
+const char *const CPU_ISAS[N_CPU_ISAS] = {"plain", "avx2", "avx512", "avx512bf16"};
+
+struct device *open_cpu(const char *isa, int n_threads)
+{
+    struct device *device =
+        backend_cpu.open(&(struct device_options){.isa = isa, .n_threads = n_threads});
+    if (!device)
+        printf("skipped for %s: %s\n", isa, err_get());
+    return device;
+}
+
+void *to_device(struct device *device, const void *host, size_t bytes)
+{
+    void *memory = device->ops->alloc(device, bytes);
+    assert_non_null(memory);
+    device->ops->upload(device, memory, host, bytes);
+    return memory;
+}
+
+void *to_host(struct device *device, const void *memory, size_t bytes)
+{
+    void *host = xmalloc(bytes);
+    device->ops->download(device, host, memory, bytes);
+    return host;
+}
+
+/* ---- comparisons ---- */
+
+void assert_near(double got, double expected, double tolerance, const char *what, size_t index)
+{
+    if (!(fabs(got - expected) <= tolerance))
+        fail_msg("%s: element %zu is %.9g, expected %.9g within %.3g", what, index, got, expected,
+                 tolerance);
+}
+
+void assert_same_bits(const void *a, const void *b, size_t bytes, const char *what)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        if (((const char *)a)[i] != ((const char *)b)[i])
+            fail_msg("%s: byte %zu of %zu differs", what, i, bytes);
+    }
+}
