@@ -161,7 +161,7 @@ unfinished_words()
 {
     # The brackets keep this line from finding itself.
     tracked '*.c' '*.h' '*.inc' '*.sh' '*.md' '*.yaml' Makefile |
-        xargs grep -nE '(TOD[O]|FIXM[E]|XX[X])([^A-Za-z]|$)' /dev/null
+        xargs grep -nE '(^|[^A-Za-z])(TOD[O]|FIXM[E]|XX[X])([^A-Za-z]|$)' /dev/null
 }
 
 clang_build()
