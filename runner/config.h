@@ -1,11 +1,17 @@
 /* config.h - an experiment file, checked and resolved.
  *
- * One table in config.c declares every key: its path, type, default, bounds, valid names, the
+ * One table in config_keys.c declares every key: its path, type, default, bounds, valid names, the
  * environment variable that sets it, and one line of documentation. Parsing, defaults, --set,
  * the environment, `plan --resolved`, the store's settings and configs/reference.yaml's test all
  * read that table; a new key is one line there and one field here.
  *
- * Precedence: --set > environment > file > inherited file > default.
+ * Precedence: --set > environment > file > inherited file > default; inside one file `fixed` >
+ * section. Keys are replaced one by one, `grid` axis by axis, `zip` and `exclude` as a whole. Where
+ * keys exclude each other (model.path and model.architecture; the sources of prompts), one that a
+ * file gives makes the inherited other one forgotten.
+ *
+ * A key that --set or the environment gives, and that is an axis of grid or zip, loses its axis
+ * with a warning: the experiment then runs with that one value.
  */
 #ifndef QUIRE_CONFIG_H
 #define QUIRE_CONFIG_H
@@ -68,31 +74,54 @@ struct key_origin {
     char text[256];
 };
 
+/* Axes of the grid come first, in the order of the YAML (an inherited file's before), then those of
+ * zip, group by group. */
 struct grid_axis {
     const char *key;                /* "engine.attention"                          */
-    const struct yaml_node *values; /* sequence of scalars                        */
+    size_t key_index;               /* in the key table                            */
+    const struct yaml_node *values; /* sequence of scalars                         */
+    const struct settings *setting; /* [values->n_items] only the key's own field is set */
     int zip_group;                  /* axes of one zip group advance together; -1: none */
 };
 
+enum synthetic_lengths { LENGTHS_FIXED, LENGTHS_UNIFORM, LENGTHS_TRACE };
+
+/* prompts.synthetic as it was written. */
+struct synthetic_spec {
+    int lengths;                                    /* enum synthetic_lengths              */
+    int64_t num_prompts;                            /* or SETTING_AUTO: the whole trace    */
+    const struct yaml_node *input_len, *output_len; /* fixed: integer or list of integers;
+                                                       uniform: [low, high]; or NULL       */
+    const struct yaml_node *token_ids;              /* [low, high]; NULL: all of the vocabulary */
+    int64_t seed;
+    const char *file, *input_column, *output_column; /* trace; "": not given */
+    struct {
+        int64_t input_tokens, output_tokens; /* or SETTING_AUTO: not checked */
+        const char *sha256;                  /* "": not checked              */
+    } expect;
+};
+
 struct config {
-    const char *path;          /* of the file                               */
-    const char *experiment;    /* its name                                  */
-    const char *results;       /* database file, resolved (QUIRE_RESULTS)   */
-    char *text;                /* the file as it was read, for the store    */
-    struct settings base;      /* settings before the grid                  */
-    struct key_origin *origin; /* [config_n_keys()] parallel to the key table */
+    const char *path;              /* of the file                               */
+    const char *experiment;        /* its name                                  */
+    const char *results;           /* database file, resolved (QUIRE_RESULTS)   */
+    char *text;                    /* the file as it was read, for the store    */
+    struct settings base;          /* settings before the grid                  */
+    struct key_origin *origin;     /* [config_n_keys()] parallel to the key table */
+    const struct yaml_node **node; /* [config_n_keys()] the value that counts, NULL: the default */
     struct grid_axis axis[CONFIG_MAX_GRID_KEYS];
     int n_axes;
-    const struct yaml_node *exclude;   /* sequence of mappings key -> value or values, or NULL */
-    const struct yaml_node *list;      /* prompts.list: strings or token id lists, or NULL      */
-    const struct yaml_node *messages;  /* prompts.messages: conversations, or NULL              */
-    const struct yaml_node *synthetic; /* prompts.synthetic: mapping, or NULL                   */
+    struct exclude_rule *exclude; /* [n_excludes] private: config_is_excluded              */
+    int n_excludes;
+    const struct yaml_node *list;     /* prompts.list: strings or token id lists, or NULL      */
+    const struct yaml_node *messages; /* prompts.messages: conversations, or NULL              */
+    const struct synthetic_spec *synthetic; /* prompts.synthetic, or NULL                      */
     int64_t replications;
-    int schedule;               /* enum schedule_choice                       */
-    bool allow_cpu;             /* fallback.allow_cpu                         */
-    bool allow_standard_engine; /* fallback.allow_standard_engine        */
-    struct yaml_doc *doc;       /* owns the nodes                             */
-    void *strings;              /* owns resolved strings; private             */
+    int schedule;                   /* enum schedule_choice                       */
+    bool allow_cpu;                 /* fallback.allow_cpu                         */
+    bool allow_standard_engine;     /* fallback.allow_standard_engine        */
+    struct yaml_doc *doc;           /* owns the nodes and all strings             */
+    struct resolved_path *resolved; /* private: paths that were looked up already */
 };
 
 /* Reads and checks a file with its inherit chain, the environment and n_sets `key=value` texts.
@@ -102,10 +131,17 @@ struct config {
 int config_load(struct config **out, const char *path, const char *const *sets, size_t n_sets);
 void config_close(struct config *c);
 
-/* Sets one task-level key from a YAML scalar: what grid, fixed and --set use. `at` gives the
- * position for messages. */
+/* Sets one task-level key from a YAML scalar: what grid, fixed and --set use. ERR_CONFIG with the
+ * value's position for an unknown key or a bad value. */
 int config_apply(struct config *c, struct settings *s, const char *key,
                  const struct yaml_node *value);
+
+/* The relations between the keys of one task: one model, one source of prompts, ... ERR_CONFIG.
+ * config_load checks the first point of the grid, task_list_make every one. */
+int config_check_settings(const struct config *c, const struct settings *s);
+
+/* Whether an `exclude` rule names this point. */
+bool config_is_excluded(const struct config *c, const struct settings *s);
 
 /* ---- the key table ---- */
 struct config_key {
@@ -118,8 +154,18 @@ struct config_key {
 };
 size_t config_n_keys(void);
 const struct config_key *config_get_key(size_t i);
-/* The value of key i in s as text, as it would be written in YAML. The caller frees. */
+/* The position of a key in the table; -1: no such key. */
+int config_find_key(const char *path);
+/* The value of key i in s as text, as it would be written in YAML; NULL for a key that is not per
+ * task. The caller frees. */
 char *config_value_text(const struct settings *s, size_t i);
+/* The same for any key of the experiment, before the grid (lists and mappings as JSON; "" for a key
+ * that is not given and has no default). The caller frees. */
+char *config_text(const struct config *c, size_t i);
+
+/* For a key that is per task: whether it has the same value in both, and taking it over. */
+bool config_same_value(const struct settings *a, const struct settings *b, size_t i);
+void config_copy_value(struct settings *to, const struct settings *from, size_t i);
 
 /* The settings as a JSON object keyed by path: the store's resolved config, and the input of a
  * task's key. The caller decrefs. */

@@ -1,7 +1,10 @@
 /* prompts.h - the prompts of a task as token ids.
  *
- * Sources: a list in the config, a text file (one prompt per line), JSONL with a field, chat
- * messages, or synthetic token ids (fixed lengths, uniform lengths, lengths of a trace CSV).
+ * Sources: a list in the config, a text file (one prompt per line, blank lines left out), JSONL
+ * with a field, chat messages, or synthetic token ids (fixed lengths, uniform lengths, lengths of a
+ * trace CSV). prompts.offset and prompts.limit then take a part of them. Plain text is encoded with
+ * what the tokenizer puts around it (BOS); a chat prompt has what its template prints.
+ *
  * The uniform generator is Python's `random` (MT19937 seeded by init_by_array, randint by rejection
  * over getrandbits), so that workloads published as Python scripts are drawn exactly.
  */
@@ -28,16 +31,15 @@ struct prompt_set {
 };
 
 /* Reads and tokenises the prompts for these settings. tokenizer may be NULL: then only token id
- * lists and synthetic prompts work (ERR_CONFIG says so and names model.tokenizer). vocab bounds
- * token ids. model_name is for messages. */
+ * lists and synthetic prompts work (ERR_CONFIG says so and names model.tokenizer). vocab (> 0)
+ * bounds token ids. model_name is for messages. A bad prompt is no error of the set: it is a prompt
+ * with `error`. ERR_DATA: a file that cannot be read, a chat template that is not known, synthetic
+ * prompts that are not those that prompts.synthetic.expect names. */
 int prompt_set_load(struct prompt_set **out, const struct config *c, const struct settings *s,
                     const struct tokenizer *tokenizer, int vocab, const char *model_name);
 void prompt_set_free(struct prompt_set *set);
 
 /* Sums over the set; longest may be NULL. */
 int64_t prompt_set_tokens(const struct prompt_set *set, int *longest);
-
-/* Checks the set against prompts.synthetic.expect {input_tokens, output_tokens, sha256}; done by
- * prompt_set_load. The SHA-256 is of all ids as int32 little-endian. */
 
 #endif
