@@ -1,8 +1,8 @@
 /* chat.h - turns chat messages into the prompt text that a model was trained on.
  *
- * A model's Jinja chat template is recognised as one of the known formats by what it contains, and
- * the format is rendered by plain C. A template that is not recognised is an error that names it:
- * a prompt in the wrong format would give wrong results that look right.
+ * A model's Jinja chat template is recognised as a whole (chat_template.h), and what it prints is
+ * rendered by plain C. A template that is not recognised is an error that names it: a prompt in the
+ * wrong format would give wrong results that look right.
  */
 #ifndef QUIRE_CHAT_H
 #define QUIRE_CHAT_H
