@@ -1,9 +1,14 @@
 /* store.h - results in SQLite: one file, plain tables, views with plain names.
  *
- * One writer. Rows of samples are committed every second or every 32 samples, and at once by
- * store_commit (end of a task, signal). After a crash every committed sample is found again by its
- * key, and the same command does only what is missing. Readable by SQLite 3.26.
- * The only user of sqlite3.h (files runner/store*.c).
+ * One writer. Rows are committed when a second has passed since the last commit or 32 samples are
+ * waiting, whichever is first, checked at every call that writes; and at once by store_commit (end
+ * of a task, signal). After a crash every committed sample is found again by its key, and the same
+ * command does only what is missing. Readers can use the file meanwhile. When the disk is full or
+ * fails, the store writes nothing any more and every call says what is safe.
+ *
+ * The writer's lock is FILE.lock. On a local file system FILE-wal and FILE-shm stand beside the
+ * file while it is written; store_close leaves one file. Readable by SQLite 3.26.
+ * One thread at a time. The only user of sqlite3.h (files runner/store*.c).
  */
 #ifndef QUIRE_STORE_H
 #define QUIRE_STORE_H
@@ -16,12 +21,14 @@
 struct store;
 
 enum store_mode {
-    STORE_READ,  /* must exist; a file of a newer version can be read             */
-    STORE_WRITE, /* made or migrated; takes the writer's lock until store_close   */
+    STORE_READ,  /* must exist; a file of a newer version is read with a warning  */
+    STORE_WRITE, /* made (with its folder) or migrated; a newer one is refused.
+                    Takes the writer's lock until store_close                     */
 };
 
-/* ERR_DATA: not a quire database, damaged; ERR_RESOURCE: cannot be created, disk full, or another
- * process is writing to it (the message says which: pid, host, since when). */
+/* ERR_DATA: missing, not a quire database, damaged, of a newer version; ERR_RESOURCE: cannot be
+ * created, disk full, or another process is writing to it (the message says which: pid, host, since
+ * when). */
 int store_open(struct store **out, const char *path, enum store_mode mode);
 /* Commits and closes; accepts NULL. -1 when the last commit failed. */
 int store_close(struct store *s);
@@ -48,6 +55,7 @@ struct store_run {
     const char *argv, *host, *slurm_job_id, *slurm_array_task_id; /* "" outside Slurm */
     int restart_count, mpi_size, pid;
 };
+/* Attempts that are still "running" belong to a run that was cut off: they become "lost". */
 int64_t store_begin_run(struct store *s, const struct store_run *r);
 int store_end_run(struct store *s, int64_t run_id, int exit_code);
 
@@ -55,7 +63,8 @@ struct store_model {
     const char *path, *arch, *fingerprint, *dtype;
     int64_t n_params, weight_bytes;
 };
-int64_t store_put_model(struct store *s, const struct store_model *m); /* one row per fingerprint */
+/* One row per fingerprint and dtype. */
+int64_t store_put_model(struct store *s, const struct store_model *m);
 
 struct store_prompts {
     const char *source, *fingerprint;
@@ -64,8 +73,10 @@ struct store_prompts {
 };
 int64_t store_put_prompts(struct store *s, const struct store_prompts *p);
 
-/* The task's row, made when its key is new. Every key of config.h is a column, named with
- * underscores (engine_attention, sampling_temperature, ...), filled from settings_json. */
+/* The task's row, made when its key is new; otherwise the old row with this experiment, index,
+ * label and paths, which are no part of a key. Every key of config.h that a task can differ in is a
+ * column, named with underscores (engine_attention, sampling_temperature, ...), filled from
+ * settings_json (an object keyed by path; "" and null become NULL). */
 struct store_task {
     int64_t experiment_id, model_id, prompts_id;
     const char *key, *label, *settings_json;
@@ -117,8 +128,9 @@ struct store_sample {
     const char *error;
     double queued_s, ttft_s, tpot_s, e2e_s;
 };
-/* Adds a finished sample. A sample that is there already with the same hash is left alone; with
- * another hash it is left alone and an event `nondeterministic` is recorded. */
+/* Adds a finished sample, in the place of an earlier failure of the same key. A sample that is
+ * there already with the same hash is left alone; with another hash it is left alone and an event
+ * `nondeterministic` is recorded (`error` when it failed this time), with a warning. */
 int store_put_sample(struct store *s, const struct store_sample *sample);
 
 /* kind: "fallback", "preempted", "resume", "signal", "error", "nondeterministic".
@@ -144,7 +156,12 @@ int store_find_done(struct store *s, const char *task_key, bool *done, int n_pro
 
 /* ---- reading ---- */
 /* Runs one read-only statement and calls row() with the column names (once, values NULL) and then
- * with each row's values as text (NULL for SQL NULL). is_number tells how a column prints. */
+ * with each row's values as text (NULL for SQL NULL). is_number tells which values of this row are
+ * numbers; real numbers come with all the digits that they need to be read back. All of it is
+ * borrowed for the call. A result other than 0 ends the query, which then fails with the error that
+ * row() set. ERR_CONFIG when the statement is wrong, is not one, or does not only read.
+ * Statements can also use stddev(x), the standard deviation of a sample (NULL for fewer than two).
+ */
 typedef int (*store_row_fn)(void *user, int n_columns, const char *const *names,
                             const char *const *values, const bool *is_number);
 int store_query(struct store *s, const char *sql, store_row_fn row, void *user);

@@ -1,0 +1,242 @@
+/* store.c - see store.h: opening, transactions, errors. Rows are in store_rows.c.
+ *
+ * The first row after a quiet second is committed at once, so that a slow run loses nothing; a fast
+ * one commits every 32 samples or once a second. Every commit is synchronised to the disk
+ * (synchronous = FULL), so that it outlives the machine and not only the process.
+ *
+ * While it is written, a database on a local file system has a write-ahead log, so that readers and
+ * the writer never wait for each other. store_close turns it back into a single file, which can be
+ * copied, and read from a folder without write permission.
+ */
+#include "runner/store.h"
+#include "runner/store_internal.h"
+
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SQL_IN_MESSAGE 160 /* characters of a failed statement that are shown */
+
+static enum err_kind error_kind(int code)
+{
+    switch (code & 0xFF) { /* the primary code */
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+    case SQLITE_CONSTRAINT:
+    case SQLITE_MISMATCH:
+    case SQLITE_ERROR: return ERR_DATA;
+    default: return ERR_RESOURCE;
+    }
+}
+
+/* Whether the statement alone failed, and the transaction can go on. */
+static bool is_harmless(int code)
+{
+    int primary = code & 0xFF;
+    return primary == SQLITE_BUSY || primary == SQLITE_CONSTRAINT || primary == SQLITE_MISMATCH ||
+           primary == SQLITE_ERROR;
+}
+
+/* Ends all writing when the open transaction is lost or cannot be ended. */
+static int give_up(struct store *s)
+{
+    if (!sqlite3_get_autocommit(s->db))
+        sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL); /* may be rolled back already */
+    err_set(err_get_kind(),
+            "%.1500s; %lld samples of this run are committed and safe, the last %d are not: mend "
+            "this and give the same command again",
+            err_get(), (long long)s->n_committed, s->n_pending);
+    s->failure = xstrdup(err_get());
+    s->in_transaction = false;
+    return -1;
+}
+
+int store_fail(struct store *s, const char *what, const char *sql)
+{
+    int code = sqlite3_extended_errcode(s->db);
+    err_set(error_kind(code), "%s: cannot %s: %s", s->path, what, sqlite3_errmsg(s->db));
+    if (sql)
+        err_set(err_get_kind(), "%s (%.*s%s)", err_get(), SQL_IN_MESSAGE, sql,
+                strlen(sql) > SQL_IN_MESSAGE ? "..." : "");
+    if (s->in_transaction && (!is_harmless(code) || sqlite3_get_autocommit(s->db)))
+        return give_up(s);
+    return -1;
+}
+
+int store_exec(struct store *s, const char *what, const char *sql)
+{
+    if (sqlite3_exec(s->db, sql, NULL, NULL, NULL) != SQLITE_OK)
+        return store_fail(s, what, NULL);
+    return 0;
+}
+
+struct sqlite3_stmt *store_prepare(struct store *s, enum store_statement which, const char *sql)
+{
+    sqlite3_stmt *stmt = s->statement[which];
+    if (!stmt) {
+        if (sqlite3_prepare_v3(s->db, sql, -1, SQLITE_PREPARE_PERSISTENT, &stmt, NULL) !=
+            SQLITE_OK) {
+            store_fail(s, "prepare a statement", sql);
+            return NULL;
+        }
+        s->statement[which] = stmt;
+    }
+    sqlite3_reset(stmt); /* repeats the error of the last step, which was reported then */
+    sqlite3_clear_bindings(stmt);
+    return stmt;
+}
+
+/* ---- transactions ---- */
+
+int store_begin(struct store *s)
+{
+    if (s->failure)
+        return err_set(ERR_RESOURCE, "%s", s->failure);
+    if (s->in_transaction)
+        return 0;
+    if (store_exec(s, "begin to write", "BEGIN IMMEDIATE") != 0)
+        return -1;
+    s->in_transaction = true;
+    return 0;
+}
+
+/* SQLITE_OK; SQLITE_BUSY when a reader of a rollback journal keeps the file: nothing is lost, and
+ * the next try may succeed; SQLITE_ERROR when the store has failed. Reports all but SQLITE_OK. */
+static int try_commit(struct store *s)
+{
+    if (s->failure) {
+        err_set(ERR_RESOURCE, "%s", s->failure);
+        return SQLITE_ERROR;
+    }
+    if (!s->in_transaction)
+        return SQLITE_OK;
+    int rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
+    s->committed_s = time_monotonic_s();
+    if (rc != SQLITE_OK) {
+        store_fail(s, "commit", NULL);
+        return s->failure ? SQLITE_ERROR : SQLITE_BUSY;
+    }
+    s->in_transaction = false;
+    s->n_committed += s->n_pending;
+    s->n_pending = 0;
+    return SQLITE_OK;
+}
+
+int store_commit(struct store *s)
+{
+    return try_commit(s) == SQLITE_OK ? 0 : -1;
+}
+
+int store_added(struct store *s, int n_samples)
+{
+    s->n_pending += n_samples;
+    if (s->n_pending < STORE_COMMIT_SAMPLES &&
+        time_monotonic_s() - s->committed_s < STORE_COMMIT_SECONDS)
+        return 0;
+    int rc = try_commit(s);
+    if (rc == SQLITE_BUSY)
+        log_warning("%s; trying again", err_get());
+    return rc == SQLITE_ERROR ? -1 : 0;
+}
+
+/* ---- opening ---- */
+
+static int connect_db(struct store *s, int flags)
+{
+    int rc = sqlite3_open_v2(s->path, &s->db, flags, NULL);
+    if (!s->db)
+        die("out of memory: a SQLite connection");
+    if (rc != SQLITE_OK)
+        return err_set(ERR_RESOURCE, "%s: cannot open: %s", s->path, sqlite3_errmsg(s->db));
+    sqlite3_extended_result_codes(s->db, 1);
+    sqlite3_busy_timeout(s->db, STORE_BUSY_MS);
+    return store_add_functions(s);
+}
+
+/* Readers may have to roll back what a killed writer left, so they open the file for writing too
+ * and leave it to query_only to keep it as it is. */
+static int open_to_read(struct store *s)
+{
+    if (!file_exists(s->path))
+        return err_set(ERR_DATA, "%s: there is no such file", s->path);
+    if (connect_db(s, SQLITE_OPEN_READWRITE) != 0 || store_schema_check(s) != 0)
+        return -1;
+    return store_exec(s, "open for reading", "PRAGMA query_only = ON");
+}
+
+/* False when this mode is not possible now: SQLite then answers with the old one or an error. */
+static bool set_journal(struct store *s, const char *mode)
+{
+    char sql[64];
+    snprintf(sql, sizeof(sql), "PRAGMA journal_mode = %s", mode);
+    sqlite3_stmt *stmt;
+    if (sqlite3_prepare_v2(s->db, sql, -1, &stmt, NULL) != SQLITE_OK)
+        return false;
+    bool done = sqlite3_step(stmt) == SQLITE_ROW &&
+                sqlite3_stricmp((const char *)sqlite3_column_text(stmt, 0), mode) == 0;
+    sqlite3_finalize(stmt);
+    return done;
+}
+
+/* A log that cannot be made (a reader of the old journal is busy, no shared memory) is no reason
+ * not to run. */
+static int choose_journal(struct store *s)
+{
+    bool wal = store_path_is_local(s->path) && set_journal(s, "wal");
+    if (!wal && !set_journal(s, "truncate"))
+        return store_fail(s, "choose a journal", NULL);
+    return store_exec(s, "open for writing", "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
+}
+
+static int open_to_write(struct store *s)
+{
+    char *folder = path_dirname(s->path);
+    int rc = dir_make(folder);
+    free(folder);
+    if (rc != 0 || store_lock_open(&s->lock, s->path) != 0 ||
+        connect_db(s, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE) != 0 ||
+        store_schema_check(s) != 0 || choose_journal(s) != 0)
+        return -1;
+    return store_schema_migrate(s);
+}
+
+/* The database first and its lock last, so that no other writer finds it half closed. */
+static void discard(struct store *s)
+{
+    for (int i = 0; i < STORE_N_STATEMENTS; i++)
+        sqlite3_finalize(s->statement[i]);
+    sqlite3_close(s->db);
+    store_lock_close(s->lock);
+    free(s->failure);
+    free(s->path);
+    free(s);
+}
+
+int store_open(struct store **out, const char *path, enum store_mode mode)
+{
+    struct store *s = xcalloc(1, sizeof(*s));
+    s->path = xstrdup(path);
+    s->mode = mode;
+    if ((mode == STORE_WRITE ? open_to_write(s) : open_to_read(s)) != 0) {
+        discard(s);
+        return -1;
+    }
+    *out = s;
+    return 0;
+}
+
+int store_close(struct store *s)
+{
+    if (!s)
+        return 0;
+    int rc = 0;
+    if (s->mode == STORE_WRITE) {
+        rc = store_commit(s);
+        /* With a reader still there the log stays: the next writer or the last reader ends it. */
+        sqlite3_busy_timeout(s->db, 0);
+        sqlite3_exec(s->db, "PRAGMA journal_mode = DELETE", NULL, NULL, NULL);
+    }
+    discard(s);
+    return rc;
+}

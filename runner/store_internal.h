@@ -1,0 +1,82 @@
+/* store_internal.h - what the files of the store share. sqlite3.h stays out of headers. */
+#ifndef QUIRE_STORE_INTERNAL_H
+#define QUIRE_STORE_INTERNAL_H
+
+#include "runner/store.h"
+#include "runner/store_file.h"
+
+/* How long a statement waits for a lock: readers of a rollback journal hold the writer up, and the
+ * other way round. */
+#define STORE_BUSY_MS 10000
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+/* Statements that are prepared once. */
+enum store_statement {
+    STORE_FIND_EXPERIMENT,
+    STORE_INSERT_EXPERIMENT,
+    STORE_FIND_ENVIRONMENT,
+    STORE_INSERT_ENVIRONMENT,
+    STORE_FIND_MODEL,
+    STORE_INSERT_MODEL,
+    STORE_FIND_PROMPTS,
+    STORE_INSERT_PROMPTS,
+    STORE_FIND_TASK,
+    STORE_INSERT_TASK,
+    STORE_UPDATE_TASK,
+    STORE_INSERT_RUN,
+    STORE_UPDATE_RUN,
+    STORE_INSERT_ATTEMPT,
+    STORE_UPDATE_ATTEMPT,
+    STORE_FIND_RUN,
+    STORE_FIND_SAMPLE,
+    STORE_INSERT_SAMPLE,
+    STORE_UPDATE_SAMPLE,
+    STORE_INSERT_EVENT,
+    STORE_INSERT_TICK,
+    STORE_FIND_DONE,
+    STORE_N_STATEMENTS,
+};
+
+struct store {
+    struct sqlite3 *db;
+    char *path;
+    enum store_mode mode;
+    struct store_lock *lock; /* STORE_WRITE */
+    struct sqlite3_stmt *statement[STORE_N_STATEMENTS];
+    bool in_transaction;
+    int n_pending;       /* samples of the open transaction                   */
+    int64_t n_committed; /* samples that this store has committed             */
+    double committed_s;  /* time_monotonic_s() of the last commit             */
+    char *failure;       /* why nothing can be written any more; NULL: it can */
+};
+
+/* ---- store.c ---- */
+/* Records SQLite's last error as "PATH: cannot WHAT: reason (SQL)"; returns -1. An error that took
+ * the open transaction with it ends all writing: what was acknowledged is gone. */
+int store_fail(struct store *s, const char *what, const char *sql);
+/* Runs statements without parameters and results. */
+int store_exec(struct store *s, const char *what, const char *sql);
+/* The cached statement, prepared from `sql` at its first use; reset and without bindings. NULL on
+ * error. sql may be NULL when it was prepared before. */
+struct sqlite3_stmt *store_prepare(struct store *s, enum store_statement which, const char *sql);
+/* Opens a transaction when none is open. */
+int store_begin(struct store *s);
+/* Counts samples into the transaction and commits when it is time. */
+int store_added(struct store *s, int n_samples);
+
+/* ---- store_schema.c ---- */
+/* ERR_DATA unless the file is a quire database or (STORE_WRITE) empty. */
+int store_schema_check(struct store *s);
+/* Brings tables, columns and views to this version, in one transaction. */
+int store_schema_migrate(struct store *s);
+/* The column of a configuration key: "engine.max_num_seqs" becomes engine_max_num_seqs. The caller
+ * frees. */
+char *store_column_name(const char *key);
+
+/* ---- store_query.c ---- */
+/* Adds the aggregate stddev(x), the standard deviation of a sample; NULL for fewer than two. */
+int store_add_functions(struct store *s);
+
+#endif
