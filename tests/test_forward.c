@@ -306,8 +306,10 @@ static double golden_error(const struct golden *g, enum attention_kind attention
     return error;
 }
 
-static const char *const golden_names[] = {"llama3",  "llama-linear", "llama-yarn",
-                                           "mistral", "qwen2",        "qwen3"};
+static const char *const golden_names[] = {
+    "llama3",  "llama-linear", "llama-bias",   "llama-yarn",
+    "mistral", "qwen2",        "qwen2-window", "qwen3",
+};
 
 static void f32_logits_are_those_of_the_reference(void **state)
 {

@@ -4,11 +4,12 @@
 Every parameter is random, norm gains and biases too, so that an operation that is left out or
 done in the wrong place shows. The logits come from what was written to disk, config.json included.
 
-    python3 make_golden.py            rewrites every directory (PyTorch and Transformers needed)
+    python3 make_golden.py [NAME...]  rewrites these directories, or all (needs Transformers)
 """
 import json
 import pathlib
 import shutil
+import sys
 
 import torch
 import transformers
@@ -56,6 +57,13 @@ MODELS = {
         llama(rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}),
         torch.float32, "1GB", "oldest", {},
     ),
+    "llama-bias": (
+        llama(
+            attention_bias=True, mlp_bias=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        torch.float32, "1GB", "newer", {},
+    ),
     "llama-yarn": (
         llama(
             head_dim=16, num_attention_heads=2, num_key_value_heads=1,
@@ -84,6 +92,16 @@ MODELS = {
         ),
         # Published Qwen2 files name a window and switch it off: it must have no effect.
         torch.float16, "1GB", "newer", {"use_sliding_window": False, "sliding_window": 8},
+    ),
+    "qwen2-window": (
+        Qwen2Config(
+            vocab_size=96, hidden_size=32, intermediate_size=72, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+            rms_norm_eps=1e-6, tie_word_embeddings=False, use_sliding_window=True,
+            sliding_window=8, max_window_layers=1,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        torch.float32, "1GB", "older", {},
     ),
     "qwen3": (
         Qwen3Config(
@@ -214,5 +232,5 @@ def make(name):
 
 
 if __name__ == "__main__":
-    for model_name in MODELS:
+    for model_name in sys.argv[1:] or MODELS:
         make(model_name)
