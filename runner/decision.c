@@ -30,9 +30,8 @@ int decision_make(struct decision *out, const struct settings *s, const struct d
         return -1;
     bool eager = s->engine.attention == ATTENTION_CHOICE_EAGER;
     out->attention = eager ? ATTENTION_EAGER : ATTENTION_FLASH;
-    snprintf(out->reason, sizeof(out->reason), "%s attention %s; CPU %s, %d thread%s",
-             attention_name(out->attention),
-             s->engine.attention == ATTENTION_CHOICE_AUTO ? "chosen (auto)" : "asked for", cpu->isa,
+    snprintf(out->reason, sizeof(out->reason), "%s; CPU with %s, %d thread%s",
+             s->engine.attention == ATTENTION_CHOICE_AUTO ? "auto" : "asked for", cpu->isa,
              cpu->n_threads, cpu->n_threads == 1 ? "" : "s");
     return 0;
 }
@@ -51,11 +50,13 @@ int decision_use_standard_engine(struct decision *d, const struct decision_polic
     return 0;
 }
 
-void decision_log(const struct decision *d)
+void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX])
 {
     log_info("Using %s attention (%s)", attention_name(d->attention), d->reason);
-    if (d->degraded)
-        log_warning("%s", d->degraded_reason);
+    if (!d->degraded || strcmp(warned_of, d->degraded_reason) == 0)
+        return;
+    log_warning("%s", d->degraded_reason);
+    snprintf(warned_of, DECISION_REASON_MAX, "%s", d->degraded_reason);
 }
 
 void decision_engine_options(const struct decision *d, const struct settings *s,

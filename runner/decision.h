@@ -8,13 +8,15 @@
 
 #include "runner/config.h"
 
+#define DECISION_REASON_MAX 256
+
 struct decision {
     enum device_kind device;
     enum attention_kind attention;
     bool fast; /* the paged engine; false: the standard engine */
     bool degraded;
-    char reason[256];          /* why this device and kernel                  */
-    char degraded_reason[256]; /* "" when everything asked for was there      */
+    char reason[DECISION_REASON_MAX];          /* why this device and kernel                  */
+    char degraded_reason[DECISION_REASON_MAX]; /* "" when everything asked for was there      */
 };
 
 struct decision_policy {
@@ -31,8 +33,9 @@ int decision_make(struct decision *out, const struct settings *s, const struct d
  * that error. Warns. */
 int decision_use_standard_engine(struct decision *d, const struct decision_policy *policy);
 
-/* The lines users look for: which kernel on which device, and what was fallen back from. */
-void decision_log(const struct decision *d);
+/* The lines users look for: which kernel on which device, and what was fallen back from; that
+ * warning is shown when it differs from warned_of, which is then set to it. */
+void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX]);
 
 /* The engine options of a task's settings under this decision. */
 void decision_engine_options(const struct decision *d, const struct settings *s,

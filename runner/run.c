@@ -27,6 +27,7 @@ struct run {
     int64_t n_done, n_total; /* samples */
     int n_failed_tasks;
     int64_t n_failed_samples;
+    char warned_of[DECISION_REASON_MAX]; /* the last degraded_reason that was shown */
     double began_s;
 };
 
@@ -64,8 +65,10 @@ static int begin_run(struct run *r, const char *command_line)
 {
     struct host_facts host;
     struct device_info cpu;
+    struct model_options options;
     host_get_facts(&host);
-    if (device_describe(&cpu, DEVICE_CPU, NULL) != 0)
+    task_model_options(&r->work.tasks.task[0], &options);
+    if (device_describe(&cpu, DEVICE_CPU, &options.device_options) != 0)
         return -1;
     int64_t environment = store_put_environment(
         r->store, &(struct store_environment){.host = host.name,
@@ -217,7 +220,7 @@ static int run_engine_group(struct engine_group *g, struct model *model)
             return -1;
         return fail_tasks(g);
     }
-    decision_log(&g->decision);
+    decision_log(&g->decision, r->warned_of);
     if (open_engine(g, model) != 0)
         return r->policy.strict && err_get_kind() == ERR_RESOURCE ? -1 : fail_tasks(g);
     if (begin_attempts(g) != 0)
