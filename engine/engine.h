@@ -167,15 +167,18 @@ struct request {
  * max_tokens is cut to what max_model_len leaves. *id may be NULL. */
 int engine_submit(struct engine *e, const struct request *request, uint64_t *id);
 
-/* One step of generation. 1: work was done; 0: nothing to do; -1: the device failed. */
+/* One step of generation. 1: work was done; 0: nothing to do; -1: the device failed. One thread at
+ * a time; callbacks may submit, cancel and read statistics, but not step. */
 int engine_step(struct engine *e);
 
 /* A thread that steps the engine whenever there is work; callbacks run on it. engine_stop waits for
- * the step in progress. */
+ * the step in progress; what is unfinished then goes on with engine_step or another engine_start.
+ * Neither is called from a callback. ERR_RUN: it runs already. */
 int engine_start(struct engine *e);
 void engine_stop(struct engine *e);
 
-/* Ends a request at the next step with FINISH_CANCELLED; any thread. false: no such request. */
+/* Ends a request at the next step with FINISH_CANCELLED; any thread. false: there is none of this
+ * id that is unfinished. */
 bool engine_cancel(struct engine *e, uint64_t id);
 
 struct engine_stats {
@@ -188,7 +191,7 @@ struct engine_stats {
     int n_waiting, n_running;
     int kv_blocks, kv_used, kv_cached, kv_used_peak; /* blocks: all, owned by sequences, kept
                                                         only by the prefix cache             */
-    double kv_waste;            /* unfilled share of the slots in owned blocks                   */
+    double kv_waste;            /* unfilled share of the slots in owned blocks, mean over steps  */
     double prefill_s, decode_s; /* seconds in steps with, without prefill tokens             */
 };
 /* Any thread. */

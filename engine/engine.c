@@ -1,0 +1,488 @@
+/* engine.c - see engine.h: requests become sequences, and steps make tokens of them.
+ *
+ * Threads. One thread at a time steps; the scheduler, the cache and the device belong to it. Any
+ * thread may submit, cancel and read statistics: what those share with the stepping thread (the
+ * list of jobs, the published statistics) is under `lock`, which is never held while a callback or
+ * a step runs.
+ *
+ * A step has two halves, launch and collect. Nothing between them needs the sampled tokens: the
+ * next step's decodes name the lane whose token they take, and the device reads it there.
+ */
+#include "engine/engine.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/job.h"
+#include "engine/memory_plan.h"
+#include "engine/model.h"
+#include "engine/scheduler.h"
+#include "engine/step_batch.h"
+
+struct engine {
+    struct model *model;
+    struct engine_layout layout;
+    struct kv_cache *cache;
+    struct scheduler *scheduler;
+    struct activations activations;
+    char *kv_memory;            /* device: K and V of all layers             */
+    struct kv_layer *kv;        /* [n_layers] pointers into kv_memory        */
+    size_t kv_block_bytes;      /* K (or V) of one block in one layer        */
+    struct step_batch batch;    /* of the step between launch and collect    */
+    int *sampled;               /* device: [max_num_seqs] by lane            */
+    int *sampled_host;          /* [max_num_seqs]                            */
+    struct engine_stats stats;  /* of the stepping thread                   */
+    double seqs_sum, waste_sum; /* over steps, for the means in stats      */
+    atomic_flag stepping;
+
+    pthread_mutex_t lock;     /* guards what follows */
+    struct job *first, *last; /* unfinished, in the order of submission */
+    struct job *unseen;       /* the first job that the scheduler does not know yet */
+    int n_jobs;
+    bool cancel_pending; /* some seq.cancelled is set                          */
+    uint64_t next_id;
+    struct engine_stats published; /* stats after the latest step              */
+    pthread_cond_t work;           /* there is a job, or the driver shall stop */
+    pthread_t driver;
+    bool driver_started, driver_stopping;
+};
+
+/* ---- names ---- */
+
+const char *scheduling_policy_name(enum scheduling_policy policy)
+{
+    static const char *const names[SCHEDULING_N] = {
+        [SCHEDULING_FCFS] = "fcfs",
+        [SCHEDULING_PRIORITY] = "priority",
+        [SCHEDULING_MEMORY_AWARE] = "memory_aware",
+    };
+    assert(policy < SCHEDULING_N);
+    return names[policy];
+}
+
+const char *finish_reason_name(enum finish_reason reason)
+{
+    static const char *const names[] = {
+        [FINISH_STOP] = "stop",
+        [FINISH_LENGTH] = "length",
+        [FINISH_CANCELLED] = "cancelled",
+    };
+    assert((size_t)reason < ARRAY_LEN(names));
+    return names[reason];
+}
+
+/* ---- opening ---- */
+
+/* Memory of the device, in the order of the plan: when it runs out, the KV pool is what fails. */
+static int take_memory(struct engine *e)
+{
+    const struct engine_layout *l = &e->layout;
+    struct device *device = e->model->device;
+    size_t n_lanes = (size_t)l->options.max_num_seqs;
+    if (activations_init(&e->activations, e->model, l->limits.max_tokens, l->limits.max_rows) < 0 ||
+        step_batch_init(&e->batch, device, &l->arrays) < 0 ||
+        device->ops->reserve(device, &l->limits) < 0)
+        return err_prefix("memory for steps of %d tokens", l->limits.max_tokens);
+    e->sampled = device->ops->alloc(device, n_lanes * sizeof(int));
+    e->sampled_host = xcalloc(n_lanes, sizeof(int));
+    e->kv_memory = e->sampled ? device->ops->alloc(device, l->plan.kv_bytes) : NULL;
+    if (!e->kv_memory)
+        return err_prefix("%d KV blocks of %d tokens", l->plan.n_blocks, l->plan.block_size);
+    return 0;
+}
+
+/* kv_memory: [n_layers, K and V, n_blocks, n_kv_heads, block_size, head_dim] */
+static void divide_kv_memory(struct engine *e)
+{
+    size_t n_layers = (size_t)e->model->info.n_layers;
+    e->kv_block_bytes = e->layout.plan.block_bytes / n_layers / 2;
+    size_t half = (size_t)e->layout.plan.n_blocks * e->kv_block_bytes;
+    e->kv = xcalloc(n_layers, sizeof(*e->kv));
+    for (size_t i = 0; i < n_layers; i++) {
+        e->kv[i].k = e->kv_memory + 2 * i * half;
+        e->kv[i].v = e->kv_memory + (2 * i + 1) * half;
+    }
+}
+
+static int open_scheduler(struct engine *e)
+{
+    const struct engine_options *o = &e->layout.options;
+    const struct kv_cache_options cache = {.n_blocks = e->layout.plan.n_blocks,
+                                           .block_size = o->block_size,
+                                           .prefix_caching = o->prefix_caching};
+    const struct scheduler_options options = {.policy = o->policy,
+                                              .static_batching = !o->fast,
+                                              .max_num_seqs = o->max_num_seqs,
+                                              .max_num_batched_tokens = o->max_num_batched_tokens,
+                                              .block_size = o->block_size};
+    if (kv_cache_open(&e->cache, &cache) < 0)
+        return -1;
+    return scheduler_open(&e->scheduler, e->cache, &options);
+}
+
+static void log_opened(const struct engine *e, int asked_num_seqs)
+{
+    const struct memory_plan *p = &e->layout.plan;
+    char bytes[32];
+    format_bytes(bytes, (double)p->kv_bytes);
+    if (e->layout.options.fast) {
+        log_info("Fast engine initialised: %d KV blocks of %d tokens (%s)", p->n_blocks,
+                 p->block_size, bytes);
+        return;
+    }
+    log_info("Standard engine initialised: %d sequences of %d tokens, contiguous KV (%s)",
+             p->n_blocks, p->block_size, bytes);
+    if (p->n_blocks < asked_num_seqs)
+        log_warning("max_num_seqs %d reduced to %d: contiguous KV of more sequences does not fit",
+                    asked_num_seqs, p->n_blocks);
+}
+
+int engine_open(struct engine **out, struct model *model, const struct engine_options *options)
+{
+    *out = NULL;
+    struct engine *e = xcalloc(1, sizeof(*e));
+    e->model = model;
+    e->next_id = 1;
+    atomic_flag_clear(&e->stepping);
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->work, NULL);
+    if (engine_layout_init(&e->layout, &model->info, options) < 0 || take_memory(e) < 0 ||
+        open_scheduler(e) < 0) {
+        engine_close(e);
+        return -1;
+    }
+    divide_kv_memory(e);
+    e->published.kv_blocks = e->layout.plan.n_blocks;
+    log_opened(e, options->max_num_seqs);
+    *out = e;
+    return 0;
+}
+
+void engine_close(struct engine *e)
+{
+    if (!e)
+        return;
+    engine_stop(e);
+    while (e->first) {
+        struct job *job = e->first;
+        e->first = job->next;
+        job_close(job);
+    }
+    struct device *device = e->model->device;
+    device->ops->sync(device);
+    scheduler_close(e->scheduler);
+    kv_cache_close(e->cache);
+    device->ops->free(device, e->kv_memory);
+    device->ops->free(device, e->sampled);
+    step_batch_free(&e->batch);
+    activations_free(&e->activations, e->model);
+    pthread_cond_destroy(&e->work);
+    pthread_mutex_destroy(&e->lock);
+    free(e->sampled_host);
+    free(e->kv);
+    free(e);
+}
+
+const struct memory_plan *engine_get_plan(const struct engine *e)
+{
+    return &e->layout.plan;
+}
+
+/* ---- requests ---- */
+
+int engine_submit(struct engine *e, const struct request *request, uint64_t *id)
+{
+    struct job *job;
+    if (job_open(&job, request, &e->model->info, &e->layout.options) < 0)
+        return -1;
+    job->seq.submitted_s = time_monotonic_s();
+    pthread_mutex_lock(&e->lock);
+    job->seq.id = e->next_id++;
+    if (id)
+        *id = job->seq.id;
+    job->prev = e->last;
+    if (e->last)
+        e->last->next = job;
+    else
+        e->first = job;
+    e->last = job;
+    if (!e->unseen)
+        e->unseen = job;
+    e->n_jobs++;
+    pthread_cond_signal(&e->work);
+    pthread_mutex_unlock(&e->lock);
+    return 0;
+}
+
+bool engine_cancel(struct engine *e, uint64_t id)
+{
+    pthread_mutex_lock(&e->lock);
+    struct job *job = e->first;
+    while (job && job->seq.id != id)
+        job = job->next;
+    if (job)
+        job->seq.cancelled = e->cancel_pending = true;
+    pthread_mutex_unlock(&e->lock);
+    return job != NULL;
+}
+
+/* ---- the end of a request ---- */
+
+/* Takes a job out of the list and of the scheduler; with the lock held. */
+static void take_out(struct engine *e, struct job *job, enum finish_reason reason)
+{
+    if (job->prev)
+        job->prev->next = job->next;
+    else
+        e->first = job->next;
+    if (job->next)
+        job->next->prev = job->prev;
+    else
+        e->last = job->prev;
+    job->next = job->prev = NULL;
+    e->n_jobs--;
+    e->stats.n_finished++;
+    scheduler_finish(e->scheduler, &job->seq, reason);
+}
+
+/* Tells the owner and forgets the job; without the lock. */
+static void report(struct job *job)
+{
+    job_report(job);
+    job_close(job);
+}
+
+/* ---- statistics ---- */
+
+/* With the lock held. */
+static void publish(struct engine *e)
+{
+    struct kv_cache_stats kv;
+    kv_cache_get_stats(e->cache, &kv);
+    struct engine_stats *s = &e->stats;
+    s->n_preemptions = scheduler_n_preemptions(e->scheduler);
+    s->n_running = scheduler_n_running(e->scheduler);
+    s->kv_blocks = kv.n_blocks;
+    s->kv_used = kv.used;
+    s->kv_cached = kv.cached;
+    s->kv_used_peak = kv.used_peak;
+    if (s->n_steps > 0) {
+        s->batch_seqs_mean = e->seqs_sum / (double)s->n_steps;
+        s->kv_waste = e->waste_sum / (double)s->n_steps;
+    }
+    e->published = *s;
+}
+
+void engine_get_stats(struct engine *e, struct engine_stats *out)
+{
+    pthread_mutex_lock(&e->lock);
+    *out = e->published;
+    out->n_waiting = e->n_jobs - out->n_running;
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* ---- a step ---- */
+
+/* Hands new jobs to the scheduler and takes cancelled ones out; returns the latter as a list. */
+static struct job *take_requests(struct engine *e)
+{
+    struct job *cancelled = NULL;
+    pthread_mutex_lock(&e->lock);
+    for (struct job *job = e->unseen; job; job = job->next)
+        scheduler_add(e->scheduler, &job->seq);
+    e->unseen = NULL;
+    struct job *next = e->cancel_pending ? e->first : NULL;
+    for (struct job *job = next; job; job = next) {
+        next = job->next;
+        if (!job->seq.cancelled)
+            continue;
+        take_out(e, job, FINISH_CANCELLED);
+        job->next = cancelled;
+        cancelled = job;
+    }
+    e->cancel_pending = false;
+    if (cancelled)
+        publish(e);
+    pthread_mutex_unlock(&e->lock);
+    return cancelled;
+}
+
+static void copy_blocks(struct engine *e, const struct schedule *step)
+{
+    struct device *device = e->model->device;
+    size_t bytes = e->kv_block_bytes;
+    for (int c = 0; c < step->n_copies; c++) {
+        size_t src = (size_t)step->copy[c].src * bytes, dst = (size_t)step->copy[c].dst * bytes;
+        for (int i = 0; i < e->model->info.n_layers; i++) {
+            char *k = e->kv[i].k, *v = e->kv[i].v;
+            device->ops->copy(device, k + dst, k + src, bytes);
+            device->ops->copy(device, v + dst, v + src, bytes);
+        }
+    }
+}
+
+static void note_scheduled(struct engine *e, const struct schedule *step)
+{
+    double now_s = time_monotonic_s();
+    for (int i = 0; i < step->n_seqs; i++) {
+        struct seq *seq = step->seq[i];
+        if (seq->scheduled_s > 0)
+            continue;
+        seq->scheduled_s = now_s;
+        e->stats.cached_tokens += seq->n_cached;
+    }
+    e->stats.n_steps++;
+    e->stats.prompt_tokens += step->n_prefill_tokens;
+    e->seqs_sum += step->n_seqs;
+}
+
+/* Enqueues all of a step on the device. */
+static void launch(struct engine *e, const struct schedule *step)
+{
+    const struct engine_options *o = &e->layout.options;
+    struct device *device = e->model->device;
+    const struct step_batch *b = &e->batch;
+    note_scheduled(e, step);
+    copy_blocks(e, step);
+    step_batch_fill(&e->batch, step, o->block_size);
+    model_forward(e->model, &e->activations,
+                  &(struct forward_args){.batch = &b->batch,
+                                         .sampled = e->sampled,
+                                         .logits_row = b->logits_row,
+                                         .n_rows = b->n_rows,
+                                         .attention = o->attention,
+                                         .kv = e->kv,
+                                         .block_size = o->block_size,
+                                         .kv_dtype = e->layout.kv_dtype});
+    if (b->n_rows > 0)
+        device->ops->sample(device, &(struct sample_args){.sampled = e->sampled,
+                                                          .logits = e->activations.logits,
+                                                          .row = b->sample_row,
+                                                          .n_rows = b->n_rows,
+                                                          .vocab = e->model->info.vocab});
+    scheduler_advance(e->scheduler, step);
+    e->waste_sum += scheduler_kv_waste(e->scheduler);
+}
+
+/* Fetches the tokens of the step that was launched and appends them. */
+static void collect(struct engine *e)
+{
+    struct device *device = e->model->device;
+    size_t bytes = (size_t)e->layout.options.max_num_seqs * sizeof(int);
+    device->ops->download(device, e->sampled_host, e->sampled, bytes);
+    double now_s = time_monotonic_s();
+    for (int i = 0; i < e->batch.n_rows; i++) {
+        struct seq *seq = e->batch.row_seq[i];
+        seq->token[seq->n_tokens++] = e->sampled_host[seq->lane];
+        seq->token_in_lane = true;
+        if (seq->first_token_s == 0)
+            seq->first_token_s = now_s;
+    }
+    e->stats.output_tokens += e->batch.n_rows;
+}
+
+/* Callbacks come last, so that they see the statistics of their own step. */
+static void finish_step(struct engine *e)
+{
+    struct step_batch *b = &e->batch;
+    enum finish_reason reason;
+    pthread_mutex_lock(&e->lock);
+    for (int i = 0; i < b->n_rows; i++) {
+        struct job *job = (struct job *)b->row_seq[i];
+        if (job_is_finished(job, &e->model->info, &reason))
+            take_out(e, job, reason);
+    }
+    publish(e);
+    pthread_mutex_unlock(&e->lock);
+    for (int i = 0; i < b->n_rows; i++) {
+        struct seq *seq = b->row_seq[i];
+        if (seq->request.on_token)
+            seq->request.on_token(seq->request.user, seq->token[seq->n_tokens - 1]);
+        if (seq->state == SEQ_FINISHED)
+            report((struct job *)seq);
+    }
+}
+
+static bool compute_step(struct engine *e)
+{
+    double start_s = time_monotonic_s();
+    struct schedule step;
+    scheduler_next(e->scheduler, &step);
+    if (step.n_seqs == 0)
+        return false;
+    launch(e, &step);
+    collect(e);
+    double seconds = time_monotonic_s() - start_s;
+    if (step.n_prefill_tokens > 0)
+        e->stats.prefill_s += seconds;
+    else
+        e->stats.decode_s += seconds;
+    finish_step(e);
+    return true;
+}
+
+int engine_step(struct engine *e)
+{
+    bool busy = atomic_flag_test_and_set(&e->stepping);
+    assert(!busy); /* two threads, or a callback, step at once */
+    struct job *cancelled = take_requests(e);
+    bool worked = cancelled != NULL;
+    while (cancelled) {
+        struct job *job = cancelled;
+        cancelled = job->next;
+        report(job);
+    }
+    worked |= compute_step(e);
+    atomic_flag_clear(&e->stepping);
+    return worked;
+}
+
+/* ---- background driver ---- */
+
+static void *drive(void *engine)
+{
+    struct engine *e = engine;
+    pthread_mutex_lock(&e->lock);
+    while (!e->driver_stopping) {
+        if (!e->first) {
+            pthread_cond_wait(&e->work, &e->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&e->lock);
+        int rc = engine_step(e);
+        pthread_mutex_lock(&e->lock);
+        if (rc < 0) {
+            log_warning("the engine stopped: %s", err_get());
+            break;
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return NULL;
+}
+
+int engine_start(struct engine *e)
+{
+    if (e->driver_started)
+        return err_set(ERR_RUN, "the engine's thread runs already");
+    int rc = pthread_create(&e->driver, NULL, drive, e);
+    if (rc != 0)
+        return err_set(ERR_RESOURCE, "the engine's thread cannot start: %s", strerror(rc));
+    e->driver_started = true;
+    return 0;
+}
+
+void engine_stop(struct engine *e)
+{
+    if (!e->driver_started)
+        return;
+    assert(!pthread_equal(pthread_self(), e->driver)); /* a callback would wait for itself */
+    pthread_mutex_lock(&e->lock);
+    e->driver_stopping = true;
+    pthread_cond_signal(&e->work);
+    pthread_mutex_unlock(&e->lock);
+    pthread_join(e->driver, NULL);
+    e->driver_started = e->driver_stopping = false;
+}

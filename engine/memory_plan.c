@@ -1,0 +1,225 @@
+/* memory_plan.c - see memory_plan.h and engine_plan in engine.h.
+ *
+ *   budget = memory_utilization * free memory of the device before the weights were loaded
+ *   KV     = budget - weights - activations
+ *
+ * and no more blocks than max_num_seqs sequences of max_model_len tokens can own. What lies outside
+ * the budget is left to other processes and to the device's scratch memory.
+ */
+#include "engine/memory_plan.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <string.h>
+
+#include "engine/kv_cache.h"
+#include "engine/model.h"
+
+#define BLOCK_SIZE_STEP            16 /* kernels read keys in groups of this many */
+#define DEFAULT_BLOCK_SIZE         64
+#define DEFAULT_NUM_SEQS           256
+#define DEFAULT_BATCHED_TOKENS     8192
+#define DEFAULT_MEMORY_UTILIZATION 0.9
+#define MIN_MODEL_LEN              2 /* one token of prompt, one of output */
+
+/* ---- options ---- */
+
+/* Gives *value its default when it is 0 and checks its range. */
+static int resolve_int(int *value, const char *name, int normal, int min, int max)
+{
+    if (*value == 0)
+        *value = normal;
+    if (*value < min || *value > max)
+        return err_set(ERR_CONFIG, "%s is %d; expected %d to %d", name, *value, min, max);
+    return 0;
+}
+
+static int resolve_block_size(struct engine_options *o)
+{
+    if (resolve_int(&o->block_size, "block_size", DEFAULT_BLOCK_SIZE, BLOCK_SIZE_STEP,
+                    ARCH_MAX_POSITIONS) < 0)
+        return -1;
+    if (o->block_size % BLOCK_SIZE_STEP != 0)
+        return err_set(ERR_CONFIG, "block_size is %d; expected a multiple of %d", o->block_size,
+                       BLOCK_SIZE_STEP);
+    return 0;
+}
+
+static int resolve_kv_dtype(enum dtype *out, const struct model_info *model, const char *name)
+{
+    *out = model->dtype;
+    if (!name || strcmp(name, "auto") == 0)
+        return 0;
+    for (int i = 0; i < DTYPE_N; i++) {
+        *out = (enum dtype)i;
+        if (strcmp(name, dtype_name(*out)) == 0)
+            return 0;
+    }
+    return err_set(ERR_CONFIG, "unknown kv_dtype '%s'; expected auto, bfloat16, float16 or float32",
+                   name);
+}
+
+static int resolve_options(struct engine_layout *l, const struct model_info *model)
+{
+    struct engine_options *o = &l->options;
+    assert(o->attention < ATTENTION_N && o->policy < SCHEDULING_N);
+    if (resolve_block_size(o) < 0 || resolve_kv_dtype(&l->kv_dtype, model, o->kv_dtype) < 0 ||
+        resolve_int(&o->max_num_seqs, "max_num_seqs", DEFAULT_NUM_SEQS, 1, ENGINE_MAX_SEQS) < 0 ||
+        resolve_int(&o->max_num_batched_tokens, "max_num_batched_tokens", DEFAULT_BATCHED_TOKENS, 1,
+                    ENGINE_MAX_BATCHED_TOKENS) < 0 ||
+        resolve_int(&o->max_model_len, "max_model_len", model->max_position, MIN_MODEL_LEN,
+                    model->max_position) < 0 ||
+        resolve_int(&o->n_kv_blocks, "n_kv_blocks", 0, 0, KV_MAX_BLOCKS) < 0)
+        return -1;
+    if (o->memory_utilization == 0)
+        o->memory_utilization = DEFAULT_MEMORY_UTILIZATION;
+    if (!(o->memory_utilization > 0 && o->memory_utilization <= 1))
+        return err_set(ERR_CONFIG, "memory_utilization is %g; expected more than 0, at most 1",
+                       o->memory_utilization);
+    return 0;
+}
+
+/* The standard engine is the fast one with blocks as long as a whole sequence. n_kv_blocks then
+ * stands for the same memory cut into such blocks. */
+static void make_contiguous(struct engine_options *o)
+{
+    int whole = CEIL_DIV(o->max_model_len, BLOCK_SIZE_STEP) * BLOCK_SIZE_STEP;
+    long n_whole = (long)o->n_kv_blocks * o->block_size / whole;
+    o->n_kv_blocks = (int)MIN(n_whole, (long)o->max_num_seqs);
+    o->block_size = whole;
+    o->prefix_caching = false;
+}
+
+/* ---- sizes ---- */
+
+static int blocks_per_seq(const struct engine_options *o)
+{
+    return CEIL_DIV(o->max_model_len, o->block_size);
+}
+
+/* Sizes that follow from the number of sequences in a step. */
+static void plan_step(struct engine_layout *l, const struct model_info *m)
+{
+    const struct engine_options *o = &l->options;
+    long max_tokens =
+        MIN((long)o->max_num_batched_tokens, (long)o->max_num_seqs * o->max_model_len);
+    int max_seqs = (int)MIN((long)o->max_num_seqs, max_tokens);
+    l->limits =
+        (struct step_limits){.max_tokens = (int)max_tokens,
+                             .max_seqs = max_seqs,
+                             .max_rows = max_seqs,
+                             .max_kv_len = o->max_model_len,
+                             .max_width = MAX(MAX(m->hidden, m->ffn), m->n_heads * m->head_dim),
+                             .vocab = m->vocab,
+                             .shape = {.n_heads = m->n_heads,
+                                       .n_kv_heads = m->n_kv_heads,
+                                       .head_dim = m->head_dim,
+                                       .block_size = o->block_size,
+                                       .kv_dtype = l->kv_dtype}};
+    l->arrays = (struct step_batch_limits){
+        .max_tokens = (int)max_tokens, .max_seqs = max_seqs, .max_blocks = blocks_per_seq(o)};
+    l->plan.activation_bytes = activations_bytes(m, (int)max_tokens, max_seqs) +
+                               step_batch_bytes(&l->arrays) + (size_t)o->max_num_seqs * sizeof(int);
+}
+
+static size_t bytes_left(size_t there, const struct memory_plan *p)
+{
+    size_t taken = p->weight_bytes + p->activation_bytes;
+    return there > taken ? there - taken : 0;
+}
+
+static int refuse_length(const struct engine_layout *l, size_t free_bytes, size_t n_fit)
+{
+    const struct memory_plan *p = &l->plan;
+    return err_set(
+        ERR_RESOURCE,
+        "one sequence of max_model_len %d needs %zu bytes of KV memory, but %zu are "
+        "there: memory_utilization %g of %zu free bytes is %zu, less %zu for weights and "
+        "%zu for activations; the largest max_model_len that fits is %zu",
+        l->options.max_model_len, (size_t)blocks_per_seq(&l->options) * p->block_bytes,
+        bytes_left(p->budget_bytes, p), l->options.memory_utilization, free_bytes, p->budget_bytes,
+        p->weight_bytes, p->activation_bytes, n_fit);
+}
+
+/* As many blocks as the budget allows and max_num_seqs sequences can own. */
+static int choose_blocks(struct engine_layout *l, const struct model_info *m)
+{
+    const struct engine_options *o = &l->options;
+    struct memory_plan *p = &l->plan;
+    int per_seq = blocks_per_seq(o);
+    size_t n_fit = bytes_left(p->budget_bytes, p) / p->block_bytes;
+    size_t n_useful = MIN((size_t)o->max_num_seqs * (size_t)per_seq,
+                          (size_t)MIN(KV_MAX_BLOCKS, INT_MAX / o->block_size));
+    p->n_blocks = (int)MIN(n_fit, n_useful);
+    if (p->n_blocks >= per_seq)
+        return 0;
+    /* A contiguous block of max_model_len does not fit, but a shorter one may. */
+    size_t token_bytes = p->block_bytes / (size_t)o->block_size;
+    size_t unit = o->fast ? (size_t)o->block_size : BLOCK_SIZE_STEP;
+    size_t n_tokens = bytes_left(p->budget_bytes, p) / token_bytes / unit * unit;
+    return refuse_length(l, m->device.free_bytes, n_tokens);
+}
+
+/* The number of blocks that the user asked for, when the device has room for them at all. */
+static int use_given_blocks(struct engine_layout *l, const struct model_info *m, int n_asked)
+{
+    const struct engine_options *o = &l->options;
+    struct memory_plan *p = &l->plan;
+    if (o->n_kv_blocks < blocks_per_seq(o))
+        return err_set(ERR_CONFIG,
+                       "%d KV blocks are fewer than one sequence of max_model_len %d needs; "
+                       "expected more n_kv_blocks or a smaller max_model_len",
+                       n_asked, o->max_model_len);
+    size_t there = bytes_left(m->device.free_bytes, p);
+    if ((size_t)o->n_kv_blocks > there / p->block_bytes)
+        return err_set(ERR_RESOURCE,
+                       "n_kv_blocks %d needs %zu bytes of KV memory, but %zu are there: %zu free "
+                       "bytes, less %zu for weights and %zu for activations",
+                       n_asked, (size_t)o->n_kv_blocks * p->block_bytes, there,
+                       m->device.free_bytes, p->weight_bytes, p->activation_bytes);
+    p->n_blocks = o->n_kv_blocks;
+    return 0;
+}
+
+/* ---- public ---- */
+
+int engine_layout_init(struct engine_layout *out, const struct model_info *model,
+                       const struct engine_options *options)
+{
+    *out = (struct engine_layout){.options = *options};
+    struct engine_options *o = &out->options;
+    struct memory_plan *p = &out->plan;
+    if (resolve_options(out, model) < 0)
+        return -1;
+    if (!o->fast)
+        make_contiguous(o);
+    size_t token_bytes = 2 * (size_t)model->n_layers * (size_t)model->n_kv_heads *
+                         (size_t)model->head_dim * dtype_bytes(out->kv_dtype); /* K and V */
+    p->weight_bytes = model->weight_bytes;
+    p->block_size = o->block_size;
+    p->block_bytes = (size_t)o->block_size * token_bytes;
+    p->max_model_len = o->max_model_len;
+    p->budget_bytes = (size_t)(o->memory_utilization * (double)model->device.free_bytes);
+    plan_step(out, model);
+    int rc = options->n_kv_blocks > 0 ? use_given_blocks(out, model, options->n_kv_blocks)
+                                      : choose_blocks(out, model);
+    if (rc < 0)
+        return -1;
+    p->max_concurrency = MIN(o->max_num_seqs, p->n_blocks / blocks_per_seq(o));
+    p->kv_bytes = (size_t)p->n_blocks * p->block_bytes;
+    if (!o->fast && p->max_concurrency < o->max_num_seqs) {
+        o->max_num_seqs = p->max_concurrency; /* a lane without a block could never be used */
+        plan_step(out, model);
+    }
+    return 0;
+}
+
+int engine_plan(struct memory_plan *out, const struct model_info *model,
+                const struct engine_options *options)
+{
+    struct engine_layout layout;
+    if (engine_layout_init(&layout, model, options) < 0)
+        return -1;
+    *out = layout.plan;
+    return 0;
+}

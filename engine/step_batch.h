@@ -1,0 +1,37 @@
+/* step_batch.h - the arrays of one engine step, in one buffer, so that a step needs one upload.
+ *
+ * Filled in host memory from a schedule, then copied to the device at once. Internal to the engine.
+ */
+#ifndef QUIRE_STEP_BATCH_H
+#define QUIRE_STEP_BATCH_H
+
+#include "engine/scheduler.h"
+
+struct step_batch_limits {
+    int max_tokens, max_seqs;
+    int max_blocks; /* of one sequence */
+};
+
+struct step_batch {
+    struct device *device;
+    char *host, *memory; /* the buffer here and on the device               */
+    struct batch batch;
+    const int *logits_row;               /* [n_rows] device: batch rows that need logits      */
+    const struct sample_row *sample_row; /* [n_rows] device                                   */
+    struct seq **row_seq;                /* [n_rows] here: who gets the token sampled for it  */
+    int n_rows;
+};
+
+/* Bytes of the buffer. */
+size_t step_batch_bytes(const struct step_batch_limits *limits);
+
+/* ERR_RESOURCE when the device has no memory for it; then nothing needs to be freed. */
+int step_batch_init(struct step_batch *b, struct device *device,
+                    const struct step_batch_limits *limits);
+void step_batch_free(struct step_batch *b); /* accepts a zeroed one */
+
+/* Builds the arrays of a step within the limits and uploads them. A seq has a row when the step
+ * computes the last of its known tokens. */
+void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size);
+
+#endif
