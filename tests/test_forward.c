@@ -30,14 +30,21 @@ struct world {
     int n_seqs, max_blocks;
 };
 
-static struct model *open_model(const char *path, const char *dtype)
+/* One thread where a test does not say otherwise: on a busy machine the tiny steps of these models
+ * would wait for each other's threads longer than they compute. */
+static struct model *open_on(const char *path, const char *dtype, struct device_options device)
 {
     struct model *m;
-    const struct model_options options = {.path = path, .dtype = dtype};
+    const struct model_options options = {.path = path, .dtype = dtype, .device_options = device};
     log_set_level("warning");
     if (model_open(&m, &options) != 0)
         fail_msg("%s", err_get());
     return m;
+}
+
+static struct model *open_model(const char *path, const char *dtype)
+{
+    return open_on(path, dtype, (struct device_options){.n_threads = 1});
 }
 
 /* Deals the blocks 0 .. n_seqs * max_blocks - 1 to the sequences in a shuffled order. */
@@ -273,14 +280,20 @@ struct golden {
     json_t *root, *prompts;
 };
 
-static void golden_open(struct golden *g, const char *name, const char *dtype)
+static void golden_open_on(struct golden *g, const char *name, const char *dtype,
+                           struct device_options device)
 {
     char *dir = xasprintf("tests/golden/%s", name), *file = path_join(dir, "logits.json");
-    g->m = open_model(dir, dtype);
+    g->m = open_on(dir, dtype, device);
     g->root = read_json(file);
     g->prompts = json_object_get(g->root, "prompts");
     free(file);
     free(dir);
+}
+
+static void golden_open(struct golden *g, const char *name, const char *dtype)
+{
+    golden_open_on(g, name, dtype, (struct device_options){.n_threads = 1});
 }
 
 static void golden_close(struct golden *g)
@@ -352,6 +365,29 @@ static void short_dtypes_stay_near_the_reference(void **state)
                           dtype_name(cases[c].dtype), dtype_name(cases[c].kv_dtype), error);
             assert_true(error < cases[c].tolerance);
             golden_close(&g);
+        }
+    }
+}
+
+static void every_instruction_set_gives_the_reference(void **state)
+{
+    (void)state;
+    static const char *const isas[] = {"plain", "avx2", "avx512", "avx512bf16"};
+    for (size_t k = 0; k < ARRAY_LEN(isas); k++) {
+        const struct device_options device = {.n_threads = 1, .isa = isas[k]};
+        struct device_info info;
+        if (device_describe(&info, DEVICE_CPU, &device) != 0) {
+            print_message("not on this machine: %s\n", err_get());
+            continue;
+        }
+        for (size_t i = 0; i < ARRAY_LEN(golden_names); i++) {
+            struct golden f32, bf16;
+            golden_open_on(&f32, golden_names[i], "float32", device);
+            golden_open_on(&bf16, golden_names[i], "bfloat16", device);
+            assert_true(golden_error(&f32, ATTENTION_FLASH, DTYPE_F32, 17) < 1e-5);
+            assert_true(golden_error(&bf16, ATTENTION_FLASH, DTYPE_BF16, 17) < 0.04);
+            golden_close(&f32);
+            golden_close(&bf16);
         }
     }
 }
@@ -616,17 +652,44 @@ static void a_sequence_in_a_batch_gives_the_same_bits_as_alone(void **state)
     model_close(m);
 }
 
+static void the_number_of_threads_changes_no_bit(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    static const char path[] = "tests/golden/qwen2-window";
+    int ids[N];
+    for (int i = 0; i < N; i++)
+        ids[i] = (int)(mix64((uint64_t)i) % 96);
+    for (int dtype = 0; dtype < DTYPE_N; dtype++) {
+        const char *name = dtype_name((enum dtype)dtype);
+        struct model *one = open_model(path, name);
+        float *expected = logits_of(one, ATTENTION_FLASH, (enum dtype)dtype, ids, N, 17);
+        for (int n_threads = 2; n_threads <= 3; n_threads++) {
+            struct model *m = open_on(path, name, (struct device_options){.n_threads = n_threads});
+            float *logits = logits_of(m, ATTENTION_FLASH, (enum dtype)dtype, ids, N, 17);
+            assert_memory_equal(logits, expected,
+                                (size_t)N * (size_t)m->arch.vocab * sizeof(float));
+            free(logits);
+            model_close(m);
+        }
+        free(expected);
+        model_close(one);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32_logits_are_those_of_the_reference),
         cmocka_unit_test(short_dtypes_stay_near_the_reference),
+        cmocka_unit_test(every_instruction_set_gives_the_reference),
         cmocka_unit_test(greedy_ids_of_tiny_models_are_those_of_the_reference),
         cmocka_unit_test(trained_models_in_f32_give_every_reference_id),
         cmocka_unit_test(trained_models_in_bf16_give_the_clear_reference_ids),
         cmocka_unit_test(real_texts_are_as_likely_as_in_the_reference),
         cmocka_unit_test(chunks_of_a_prompt_give_the_same_bits_as_the_whole),
         cmocka_unit_test(a_sequence_in_a_batch_gives_the_same_bits_as_alone),
+        cmocka_unit_test(the_number_of_threads_changes_no_bit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
