@@ -220,8 +220,10 @@ static int make_node(struct yaml_node **out, struct reader *r, enum yaml_kind ki
 static size_t tree_depth(const struct yaml_node *node)
 {
     size_t deepest = 0;
-    for (size_t i = 0; i < node->n_items; i++)
-        deepest = MAX(deepest, tree_depth(node->item[i]));
+    for (size_t i = 0; i < node->n_items; i++) {
+        size_t depth = tree_depth(node->item[i]); /* MAX would walk the tree twice. */
+        deepest = MAX(deepest, depth);
+    }
     return deepest + 1;
 }
 
