@@ -77,6 +77,7 @@ static const char *const migrations[] = {
     " n_samples INTEGER NOT NULL,"
     " settings_json TEXT NOT NULL);"
     "CREATE INDEX tasks_experiment ON tasks(experiment_id, task_index);"
+    "CREATE INDEX tasks_model ON tasks(model_id, prompts_id, replication);"
 
     "CREATE TABLE attempts("
     " attempt_id INTEGER PRIMARY KEY,"
@@ -146,10 +147,9 @@ struct view {
 
 static const struct view views[] = {
     /* The last attempt of each task that came to an end, whatever the end was. */
-    {"latest_attempts",
-     "SELECT * FROM attempts WHERE attempt_id IN ("
-     " SELECT max(attempt_id) FROM attempts WHERE state IN ('done', 'failed', 'stopped')"
-     " GROUP BY task_id)"},
+    {"latest_attempts", "SELECT * FROM attempts a WHERE attempt_id ="
+                        " (SELECT max(attempt_id) FROM attempts"
+                        " WHERE task_id = a.task_id AND state IN ('done', 'failed', 'stopped'))"},
 
     /* Numbers are those of the attempt: after a resume, of the samples that were still missing. */
     {"throughput",
@@ -207,7 +207,8 @@ static const struct view views[] = {
 };
 
 /* Pairs of finished tasks that differ in the attention kernel alone: the same settings (the pairs
- * of columns that follow), the same work on the same kind of machine. */
+ * of columns that follow), the same work on the same kind of machine. CROSS JOIN keeps SQLite from
+ * going through all pairs of attempts: the partners of a task are found by index. */
 static const char attention_speedup[] =
     "SELECT t.task_index, t.label, m.name AS model, t.replication, a.attention_used, a.output_tps,"
     " u.task_index AS eager_task_index, b.output_tps AS eager_tps,"
@@ -217,9 +218,9 @@ static const char attention_speedup[] =
     " JOIN environments n ON n.environment_id = r.environment_id"
     " JOIN models m ON m.model_id = t.model_id"
     " JOIN experiments e ON e.experiment_id = t.experiment_id"
-    " JOIN tasks u ON u.model_id = t.model_id AND u.prompts_id = t.prompts_id"
+    " CROSS JOIN tasks u ON u.model_id = t.model_id AND u.prompts_id = t.prompts_id"
     "  AND u.replication = t.replication"
-    " JOIN latest_attempts b ON b.task_id = u.task_id"
+    " CROSS JOIN latest_attempts b ON b.task_id = u.task_id"
     " JOIN runs q ON q.run_id = b.run_id"
     " JOIN environments o ON o.environment_id = q.environment_id"
     " WHERE a.attention_used <> 'eager' AND b.attention_used = 'eager'"

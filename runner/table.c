@@ -309,17 +309,21 @@ static void print_json_row(const struct table *t, const char *const *values, con
     fputc('}', t->out);
 }
 
+static bool is_taken(const struct table *t, int n_before, const char *name)
+{
+    for (int i = 0; i < n_before; i++)
+        if (strcmp(t->column[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 /* A JSON reader keeps one of two members of the same name, so the second one is renamed. */
 static char *unique_name(const struct table *t, int n_before, const char *name)
 {
     char *unique = xstrdup(name);
-    int copy = 1;
-    for (int i = 0; i < n_before; i++) {
-        if (strcmp(t->column[i].name, unique) != 0)
-            continue;
+    for (int copy = 2; is_taken(t, n_before, unique); copy++) {
         free(unique);
-        unique = xasprintf("%s_%d", name, ++copy);
-        i = -1;
+        unique = xasprintf("%s_%d", name, copy);
     }
     return unique;
 }
