@@ -83,6 +83,18 @@ void text_append_lossy(struct str *out, const char *s, size_t n, bool per_byte)
     }
 }
 
+void text_replace(struct str *out, const char *text, size_t n, const char *from, const char *to)
+{
+    size_t from_len = strlen(from);
+    const char *end = text + n, *found;
+    while (from_len > 0 && (found = memmem(text, (size_t)(end - text), from, from_len))) {
+        str_append(out, text, (size_t)(found - text));
+        str_append_c(out, to);
+        text = found + from_len;
+    }
+    str_append(out, text, (size_t)(end - text));
+}
+
 bool text_is_space(uint32_t c)
 {
     return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||

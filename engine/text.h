@@ -22,6 +22,9 @@ void text_append_char(struct str *out, uint32_t code_point);
 /* Appends s[n] with U+FFFD for each maximal invalid part; per_byte: for each byte of it. */
 void text_append_lossy(struct str *out, const char *s, size_t n, bool per_byte);
 
+/* Appends text[n] with every `from` replaced by `to`; an empty `from` replaces nothing. */
+void text_replace(struct str *out, const char *text, size_t n, const char *from, const char *to);
+
 /* The property White_Space. */
 bool text_is_space(uint32_t code_point);
 /* Letters, marks, decimal digits, connectors and joiners: \w of regular expressions. */
