@@ -22,7 +22,7 @@
 #define CONFIG_MAX_INHERIT      16 /* depth of inherit chains                */
 #define CONFIG_MAX_GRID_KEYS    32
 #define CONFIG_MAX_GRID_VALUES  4096
-#define CONFIG_MAX_TASKS        1000000
+#define CONFIG_MAX_TASKS        100000
 #define CONFIG_MAX_EXCLUDES     256
 #define CONFIG_MAX_REPLICATIONS 100000
 
@@ -146,7 +146,8 @@ bool config_is_excluded(const struct config *c, const struct settings *s);
 /* ---- the key table ---- */
 struct config_key {
     const char *path; /* "engine.max_num_seqs"                       */
-    const char *type; /* "integer", "number", "bool", "string", "path", "one of a|b|c" */
+    const char *type; /* "integer" (or auto, where that is the default), "number", "bool", "string",
+                         "path", "one of a|b|c"; of keys not per task also "list", "mapping", ... */
     const char *default_text;
     const char *environment; /* "USE_FAST_ENGINE", or NULL                  */
     const char *doc;         /* one line                                    */

@@ -131,12 +131,19 @@ static struct prompt *push_prompt(struct drawing *d)
     return &d->prompt[d->n++];
 }
 
+static int check_total(int64_t n_tokens)
+{
+    if (n_tokens <= SYNTHETIC_MAX_TOKENS)
+        return 0;
+    return err_set(ERR_CONFIG, "prompts.synthetic: more than %lld tokens in all",
+                   (long long)SYNTHETIC_MAX_TOKENS);
+}
+
 static int draw_ids(struct drawing *d, struct prompt *prompt, int length)
 {
     d->n_tokens += length;
-    if (d->n_tokens > SYNTHETIC_MAX_TOKENS)
-        return err_set(ERR_CONFIG, "prompts.synthetic: more than %lld tokens in all",
-                       (long long)SYNTHETIC_MAX_TOKENS);
+    if (check_total(d->n_tokens) != 0)
+        return -1;
     prompt->n_ids = length;
     prompt->ids = xrealloc_array(NULL, (size_t)length, sizeof(int));
     for (int i = 0; i < length; i++)
@@ -157,6 +164,11 @@ static int length_at(const struct yaml_node *node, int64_t i)
 
 static int draw_fixed(struct drawing *d)
 {
+    int64_t n_tokens = 0;
+    for (int64_t i = 0; i < d->spec->num_prompts; i++)
+        n_tokens += length_at(d->spec->input_len, i);
+    if (check_total(n_tokens) != 0)
+        return -1;
     for (int64_t i = 0; i < d->spec->num_prompts; i++) {
         struct prompt *prompt = push_prompt(d);
         prompt->max_tokens = length_at(d->spec->output_len, i);
@@ -170,6 +182,8 @@ static int draw_uniform(struct drawing *d)
 {
     const struct synthetic_spec *spec = d->spec;
     int low = length_at(spec->input_len, 0), high = length_at(spec->input_len, 1);
+    if (check_total(spec->num_prompts * low) != 0)
+        return -1;
     for (int64_t i = 0; i < spec->num_prompts; i++)
         if (draw_ids(d, push_prompt(d), (int)mt19937_randint(&d->random, low, high)) != 0)
             return -1;
