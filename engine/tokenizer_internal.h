@@ -73,17 +73,12 @@ struct token {
     uint32_t len : 30, special : 1, normalized : 1; /* the flags of an added token */
 };
 
-struct vocab_slot {
-    uint32_t hash;
-    uint32_t id_plus_1; /* 0: empty */
-};
-
 struct vocab {
-    struct str arena;     /* the contents, one after the other                           */
-    struct token *tokens; /* [n_ids], added tokens included                              */
+    struct str arena;     /* the contents, one after the other              */
+    struct token *tokens; /* [n_ids], added tokens included                 */
     size_t n_ids, capacity;
-    struct vocab_slot *slots; /* [n_slots] open addressing; only tokens of the model's table */
-    size_t n_slots;           /* a power of two                                              */
+    uint32_t *slots; /* [n_slots] only of the model's table; 0: empty       */
+    size_t n_slots;  /* a power of two                                      */
 };
 /* Reads the JSON object {"content": id, ...}. */
 int vocab_load(struct vocab *v, struct scan *s);
