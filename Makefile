@@ -28,7 +28,8 @@ WERROR   ?= $(if $(filter 12.% 14.0.%,$(CC_VERSION)),-Werror)
 # -fno-math-errno only lets sqrtf become one instruction; results stay those of IEEE arithmetic.
 COMPILE  := -std=c17 -D_GNU_SOURCE -I. $(OPT) -g $(WARNINGS) $(WERROR) -fno-math-errno -fopenmp \
             $(SANITIZE) $(CFLAGS)
-LINK     := $(OPT) -g -fopenmp $(SANITIZE) $(LDFLAGS)
+# -rdynamic: quire_cuda.so, which is opened at run time, uses the executable's engine/util.c.
+LINK     := $(OPT) -g -fopenmp -rdynamic $(SANITIZE) $(LDFLAGS)
 
 ENGINE_LIBS := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
 RUNNER_LIBS := -lyaml -lsqlite3
@@ -142,7 +143,7 @@ help: ## list the commands
 
 # ---- build --------------------------------------------------------------------------------------
 
-binaries: $(LIBQUIRE) $(if $(wildcard runner/main.c),$(BUILD)/quire) $(EXAMPLES)
+binaries: $(BUILD)/quire $(LIBQUIRE) $(EXAMPLES)
 ifeq ($(BUILD),build)
 	@ln -sf build/quire quire
 endif
@@ -156,7 +157,7 @@ run-fuzzers: fuzz-binaries
 	    $$program -max_total_time=$(FUZZ_S) -artifact_prefix=$$program. $$program.corpus; \
 	done
 
-objects: $(call object,$(wildcard $(ALL_SRC)))
+objects: $(call object,$(ALL_SRC))
 
 # Archives are made anew: ar would keep the members of sources that are gone.
 $(LIBQUIRE): $(call object,$(ENGINE_SRC))

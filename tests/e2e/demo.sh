@@ -7,7 +7,7 @@
 db=$work/demo.db
 exits "the demo runs" 0 "$quire" run configs/demo.yaml --results "$db"
 prints "it names the attention kernel" '^\[\*\] Using (flash|eager) attention'
-prints "it names the engine" '^\[\*\] Loading model .* with the fast engine'
+prints "it names the engine and its memory" '^\[\*\] Fast engine initialised: [0-9]+ KV blocks of 64 tokens'
 sql_equal "eight tasks, all done" "$db" "select count(*), sum(state = 'done') from attempts" "8|8"
 sql_equal "sixteen samples each" "$db" \
     "select min(n), max(n) from (select count(*) n from samples group by task_id)" "16|16"
@@ -17,7 +17,7 @@ sql_equal "the throughput view has a row per task with what was used and why" "$
 sql_equal "both attention kernels give the same greedy texts" "$db" \
     "select count(distinct output_sha256) from
      (select prompt_index, count(distinct output_sha256) as output_sha256 from samples s
-      join tasks t on t.id = s.task_id where t.sampling_temperature = 0 group by prompt_index)" 1
+      join tasks t using (task_id) where t.sampling_temperature = 0 group by prompt_index)" 1
 
 # A prompt has two numbers. A word problem does not say which operation it means, so that either
 # result is right there.
@@ -25,7 +25,7 @@ wrong_answers()
 {
     sql "$db" "select distinct replace(s.prompt, char(10), ' ') || '|' ||
                       replace(s.text, char(10), ' ')
-               from samples s join tasks t on t.id = s.task_id
+               from samples s join tasks t using (task_id)
                where t.sampling_temperature = 0" | awk -F'|' '
         {
             n = split($1, number, /[^0-9]+/)

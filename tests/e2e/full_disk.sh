@@ -15,7 +15,8 @@ trap 'umount "$disk"; finish' EXIT
 cat >"$work/full.yaml" <<TEXT
 experiment: full-disk
 model: {path: $PWD/tests/golden/qwen3}
-sampling: {max_tokens: 200, seed: 1, n: 8, temperature: 1.0, ignore_eos: true}
+engine: {num_threads: 1}
+sampling: {max_tokens: 100, seed: 1, n: 8, temperature: 1.0, ignore_eos: true}
 prompts:
   list:
 $(id_lists 64 96 8 40)

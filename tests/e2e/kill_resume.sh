@@ -8,8 +8,8 @@ n_kills=20
 cat >"$work/kill.yaml" <<TEXT
 experiment: kill-resume
 model: {architecture: $PWD/configs/models/minimal.json, init: random, seed: 3}
-engine: {max_model_len: 512, max_num_seqs: 8}
-sampling: {max_tokens: 160, seed: 5, n: 2, ignore_eos: true}
+engine: {max_model_len: 512, max_num_seqs: 8, num_threads: 1}
+sampling: {max_tokens: 120, seed: 5, n: 2, ignore_eos: true}
 grid:
   engine.attention: [flash, eager]
   sampling.temperature: [0.0, 1.0]
@@ -34,7 +34,7 @@ finished()
 kills=0 kept=true
 : >"$work/before"
 for ((i = 0; i < n_kills; i++)); do
-    # From before the first commit to near the end; what is left shrinks with every try.
+    # Some die before their first commit, some after several.
     "$quire" run "$work/kill.yaml" --results "$cut" >"$work/log" 2>&1 &
     pid=$!
     sleep "$(awk -v s=$RANDOM -v ms="$whole_ms" 'BEGIN { printf "%.3f", s / 32768 * ms / 4000 }')"

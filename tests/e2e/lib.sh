@@ -114,7 +114,7 @@ hashes()
 {
     sql "$1" "select t.sampling_temperature, t.replication, s.prompt_index, s.sample_index,
                      s.output_sha256
-              from samples s join tasks t on t.id = s.task_id
+              from samples s join tasks t using (task_id)
               order by 1, 2, 3, 4, 5"
 }
 
