@@ -19,23 +19,18 @@ _Static_assert(ARCH_MAX_EOS == ARRAY_LEN(((struct model_info *)0)->eos), "eos li
 
 /* ---- devices ---- */
 
-static const struct backend *find_backend(enum device_kind kind)
-{
-    switch (kind) {
-    case DEVICE_CPU: return &backend_cpu;
-    case DEVICE_N_KINDS: break;
-    }
-    return NULL;
-}
-
 static struct device *open_device(enum device_kind kind, const struct device_options *options)
 {
-    const struct backend *backend = find_backend(kind);
-    if (!backend) {
-        err_set(ERR_RESOURCE, "there is no device of kind %d", (int)kind);
-        return NULL;
-    }
-    return backend->open(options);
+    const struct backend *backend = backend_find(kind);
+    return backend ? backend->open(options) : NULL;
+}
+
+/* The device for a model of this dtype. */
+static struct device *open_model_device(const struct model_options *options, enum dtype dtype)
+{
+    struct device_options device_options = options->device_options;
+    device_options.act_dtype = dtype;
+    return open_device(options->device, &device_options);
 }
 
 int device_describe(struct device_info *out, enum device_kind kind,
@@ -196,7 +191,7 @@ int model_describe(struct model_info *out, struct tokenizer **tokenizer,
     struct model_files files;
     if (files_open(&files, options) != 0)
         return -1;
-    struct device *device = open_device(options->device, &options->device_options);
+    struct device *device = open_model_device(options, files.dtype);
     if (!device) {
         files_close(&files);
         return -1;
@@ -260,7 +255,7 @@ static void log_loading(const struct model *m, const struct model_options *optio
 static int load(struct model *m, const struct model_files *files,
                 const struct model_options *options)
 {
-    m->device = open_device(options->device, &options->device_options);
+    m->device = open_model_device(options, files->dtype);
     if (!m->device)
         return -1;
     describe(&m->info, files, options, m->device);

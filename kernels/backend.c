@@ -36,6 +36,7 @@ const char *attention_name(enum attention_kind kind)
 {
     static const char *const names[ATTENTION_N] = {
         [ATTENTION_FLASH] = "flash",
+        [ATTENTION_MEMORY_EFFICIENT] = "memory_efficient",
         [ATTENTION_EAGER] = "eager",
     };
     assert(kind < ATTENTION_N);
@@ -44,7 +45,7 @@ const char *attention_name(enum attention_kind kind)
 
 const char *device_kind_name(enum device_kind kind)
 {
-    static const char *const names[DEVICE_N_KINDS] = {[DEVICE_CPU] = "cpu"};
+    static const char *const names[DEVICE_N_KINDS] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda"};
     assert(kind < DEVICE_N_KINDS);
     return names[kind];
 }

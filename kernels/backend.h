@@ -32,16 +32,17 @@ const char *dtype_name(enum dtype dtype); /* "float32", "bfloat16", "float16"   
 void dtype_to_f32(float *out, const void *in, enum dtype dtype, size_t n);
 
 enum attention_kind {
-    ATTENTION_FLASH, /* tiled, online softmax, reads the paged cache in place */
-    ATTENTION_EAGER, /* scores materialised per query row: the readable one   */
+    ATTENTION_FLASH,            /* tiled, online softmax, reads the paged cache in place */
+    ATTENTION_MEMORY_EFFICIENT, /* the same for GPUs before Ampere (no cp.async, no bf16 mma) */
+    ATTENTION_EAGER,            /* scores materialised per query row: the readable one   */
     ATTENTION_N,
 };
 
-const char *attention_name(enum attention_kind kind); /* "flash", "eager" */
+const char *attention_name(enum attention_kind kind); /* "flash", "memory_efficient", "eager" */
 
-enum device_kind { DEVICE_CPU, DEVICE_N_KINDS };
+enum device_kind { DEVICE_CPU, DEVICE_CUDA, DEVICE_N_KINDS };
 
-const char *device_kind_name(enum device_kind kind); /* "cpu" */
+const char *device_kind_name(enum device_kind kind); /* "cpu", "cuda" */
 
 struct device_info {
     enum device_kind kind;
@@ -49,17 +50,23 @@ struct device_info {
     char isa[32];        /* CPU: "plain", "avx2", "avx512", "avx512bf16"; GPU: "sm_90" */
     int n_threads;       /* CPU: OpenMP threads used                                   */
     size_t memory_bytes; /* all the memory that this process may use on the device     */
-    size_t free_bytes;   /* the part of it that was free when the device was opened    */
+    int compute_major, compute_minor; /* GPU: compute capability; 0, 0 for the CPU          */
+    char driver[32], runtime[32];     /* GPU: versions of the driver and of CUDA; else ""   */
+    size_t free_bytes; /* the part of it that was free when the device was opened    */
 };
 
 struct device_options {
-    int n_threads;   /* CPU: threads to use; 0: all that this process may run on         */
-    const char *isa; /* CPU: force an instruction set (QUIRE_CPU_ISA); NULL: the best one */
+    int index;            /* GPU: ordinal among those that CUDA_VISIBLE_DEVICES leaves  */
+    enum dtype act_dtype; /* GPU: of activations, the model's dtype; the CPU's are f32 */
+    int n_threads;        /* CPU: threads to use; 0: all that this process may run on         */
+    const char *isa;      /* CPU: force an instruction set (QUIRE_CPU_ISA); NULL: the best one */
 };
 
 /* ---- data of a step ------------------------------------------------------------------------ */
 
-/* The flat batch of one step: prefill chunks and decodes side by side. Arrays are device memory. */
+/* The flat batch of one step: prefill chunks and decodes side by side. Arrays are device memory.
+ * A recorded step is padded to its size: a padding token has slot -1 (nothing is stored), a padding
+ * sequence has kv_len 0 (its output rows are zeros), a padding row of sample has lane -1. */
 struct batch {
     int n_tokens, n_seqs;
     int max_blocks;         /* row length of block_table                                    */
@@ -216,8 +223,24 @@ struct backend {
     void (*gather)(struct device *device, void *out, const void *x, const int *row, int n_rows,
                    int dim);
     void (*sample)(struct device *device, const struct sample_args *args);
+
+    /* Recording of steps. Between graph_begin and graph_end the operations are recorded and not
+     * run; graph_run runs them again with the same pointers and sizes (the contents of the arrays
+     * may differ, kv_len included: nothing that depends on array contents is decided on the host).
+     * graph_begin returns false on a device that records nothing: then the operations run at once
+     * and there is no graph_end. graph_end gives NULL, with an error, when recording failed. */
+    bool (*graph_begin)(struct device *device);
+    struct graph *(*graph_end)(struct device *device);
+    void (*graph_run)(struct device *device, struct graph *graph);
+    void (*graph_free)(struct device *device, struct graph *graph); /* accepts NULL */
 };
 
 extern const struct backend backend_cpu;
+
+/* The backend of this kind. The GPU's is in quire_cuda.so, which the first call opens, so that
+ * quire starts on a machine without driver; it is looked for beside the executable, then in
+ * ../lib/quire of it. NULL with ERR_RESOURCE and the reason: not built, no driver, no GPU. Any
+ * thread. */
+const struct backend *backend_find(enum device_kind kind);
 
 #endif

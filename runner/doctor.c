@@ -31,9 +31,8 @@ static int print_devices(void)
            cpu.n_threads, cpu.n_threads == 1 ? "" : "s",
            format_bytes(available, (double)cpu.free_bytes),
            format_bytes(memory, (double)cpu.memory_bytes));
-    for (int kind = 0; kind < ATTENTION_N; kind++)
-        printf("             attention %-6s usable%s\n", attention_name((enum attention_kind)kind),
-               kind == ATTENTION_FLASH ? ", chosen on auto" : "");
+    printf("             attention %-6s usable, chosen on auto\n", attention_name(ATTENTION_FLASH));
+    printf("             attention %-6s usable\n", attention_name(ATTENTION_EAGER));
     printf("  cuda       not in this build: tasks run on the CPU\n");
     return 0;
 }

@@ -218,6 +218,34 @@ static int cpu_reserve(struct device *device, const struct step_limits *limits)
     return grow(device, &d->local, &d->local_bytes, local, (size_t)d->n_threads);
 }
 
+/* ---- recording: the CPU has nothing to gain from it ---- */
+
+static bool cpu_graph_begin(struct device *device)
+{
+    (void)device;
+    return false;
+}
+
+static struct graph *cpu_graph_end(struct device *device)
+{
+    (void)device;
+    assert(!"the CPU records nothing");
+    return NULL;
+}
+
+static void cpu_graph_run(struct device *device, struct graph *graph)
+{
+    (void)device;
+    (void)graph;
+    assert(!"the CPU records nothing");
+}
+
+static void cpu_graph_free(struct device *device, struct graph *graph)
+{
+    (void)device;
+    assert(!graph);
+}
+
 const struct backend backend_cpu = {
     .kind = DEVICE_CPU,
     .open = cpu_open,
@@ -239,4 +267,8 @@ const struct backend backend_cpu = {
     .silu_mul = cpu_silu_mul,
     .gather = cpu_gather,
     .sample = cpu_sample,
+    .graph_begin = cpu_graph_begin,
+    .graph_end = cpu_graph_end,
+    .graph_run = cpu_graph_run,
+    .graph_free = cpu_graph_free,
 };
