@@ -57,13 +57,13 @@ check()
     fi
 }
 
-# equal NAME ACTUAL EXPECTED
+# equal NAME ACTUAL EXPECTED: a difference shows expected lines as "<", actual ones as ">".
 equal()
 {
     if [ "$2" = "$3" ]; then
         ok "$1"
     else
-        printf 'actual: %s\nexpected: %s\n' "$2" "$3" >"$work/equal.log"
+        diff <(printf '%s\n' "$3") <(printf '%s\n' "$2") >"$work/equal.log"
         fail "$1" "$work/equal.log"
     fi
 }

@@ -8,7 +8,7 @@ cat >"$work/base.yaml" <<TEXT
 experiment: same-tokens
 model: {path: $PWD/tests/golden/llama3}
 engine:
-  {block_size: 16, max_model_len: 256, max_num_seqs: 8, max_num_batched_tokens: 256, num_threads: 1}
+  {block_size: 16, max_model_len: 192, max_num_seqs: 8, max_num_batched_tokens: 256, num_threads: 1}
 sampling: {max_tokens: 40, seed: 11, top_p: 0.95, ignore_eos: true}
 grid:
   sampling.temperature: [0.0, 0.9]
@@ -59,11 +59,11 @@ variant "32 sequences at a time" engine.max_num_seqs=32
 variant "chunks of 64 tokens" engine.max_num_batched_tokens=64
 variant "chunks of 8192 tokens" engine.max_num_batched_tokens=8192
 variant "blocks of 64 tokens" engine.block_size=64
-variant "a pool that is too small" engine.num_kv_blocks=14 engine.enable_prefix_caching=false
+variant "a pool that is too small" engine.num_kv_blocks=13 engine.enable_prefix_caching=false
 sql_equal "a pool that is too small: preemptions happened" "$latest" \
     "select sum(preemptions) > 0 from attempts" 1
 echo "preemptions: $(sql "$latest" 'select sum(preemptions) from attempts')"
-variant "a pool that is too small for the prefix cache" engine.num_kv_blocks=14
+variant "a pool that is too small for the prefix cache" engine.num_kv_blocks=13
 variant "prefix cache on" engine.enable_prefix_caching=true
 sql_equal "prefix cache on: prefixes were found" "$latest" \
     "select sum(cached_tokens) > 0 from attempts" 1
