@@ -1,9 +1,5 @@
 /* fuzz_yaml.c - any bytes as an experiment file: an error with a position, or a tree that can be
  * walked.
- *
- *   clang -g -O1 -fsanitize=fuzzer,address,undefined -std=c17 -D_GNU_SOURCE -I. tests/fuzz_yaml.c \
- *         runner/yaml.c engine/util.c -lyaml -ljansson -lcrypto -lm -o build/fuzz_yaml
- *   build/fuzz_yaml -max_total_time=60
  */
 #include "runner/yaml.h"
 
