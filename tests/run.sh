@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh PROGRAM... - run test programs (cmocka binaries, tests/e2e/*.sh) one after the other.
 #
-# One line per program, its output only when something failed, and what was skipped with the reason.
+# One line per program, the lines around each failure, and what was skipped with the reason.
 # The last line is the sum, "N passed, N failed, N skipped". Exits with 1 when anything failed.
 # Environment: BUILD (logs go to $BUILD/log), TEST_TIMEOUT_S (per program), TEST_WRAPPER (a command
 # before each program).
@@ -47,6 +47,24 @@ why_it_stopped()
     esac
 }
 
+# The lines that lead to each failure: those after the check before it, and what a program that died
+# wrote last.
+excerpt()
+{
+    awk '
+        /^\[==========\].* run\./ { summary = 1 }
+        summary { next }
+        /^\[ RUN / { n = 0 }
+        /^\[       OK \]/ || /^ok / || /^skipped / { n = 0; next }
+        { line[n++] = $0 }
+        /^\[  FAILED  \]/ || /^FAILED / { print_lines(); n = 0 }
+        END { if (!summary) print_lines() }
+        function print_lines(i)
+        {
+            for (i = (n > 20 ? n - 20 : 0); i < n; i++) print "  | " line[i]
+        }' "$1" | head -n 100
+}
+
 run_one()
 {
     local program=$1 name log start status ok bad skip mark
@@ -66,8 +84,8 @@ run_one()
     printf '%-7s%-28s %4d passed %3d failed %3d skipped %4d s\n' \
         $mark "$name" "$ok" "$bad" "$skip" $((SECONDS - start))
     if [ "$bad" -gt 0 ]; then
-        echo "  $(why_it_stopped $status); the end of $log:"
-        tail -n 40 "$log" | sed 's/^/  | /'
+        echo "  $(why_it_stopped $status); see $log"
+        excerpt "$log"
     fi
     grep -aE '^(\[ MISSING  \]|skipped )' "$log" | sort | uniq -c |
         sed -E 's/^ *1 /  /; s/^ *([0-9]+) /  \1 x /'
