@@ -68,6 +68,13 @@ excerpt()
         }' "$1" | head -n 100
 }
 
+show_skipped()
+{
+    grep -aE '^(\[ MISSING  \]|skipped )' "$1" | sort | uniq -c |
+        sed -E 's/^ *1 /  /; s/^ *([0-9]+) /  \1 x /' |
+        awk -v log_file="$1" 'NR <= 3 { print } END { if (NR > 3) print "  and " NR - 3 " more, see " log_file }'
+}
+
 run_one()
 {
     local program=$1 name log start status ok bad skip mark
@@ -90,8 +97,7 @@ run_one()
         echo "  $(why_it_stopped $status); see $log"
         excerpt "$log"
     fi
-    grep -aE '^(\[ MISSING  \]|skipped )' "$log" | sort | uniq -c |
-        sed -E 's/^ *1 /  /; s/^ *([0-9]+) /  \1 x /'
+    show_skipped "$log"
 }
 
 for program in "$@"; do

@@ -23,6 +23,7 @@ test  command sqlite3      -          sqlite3         sqlite
 lint  command clang        -          clang           clang
 lint  command clang-format -          clang-format    clang-tools-extra
 lint  command git          -          git             git
+lint  command shellcheck   -          shellcheck      ShellCheck
 '
 
 # Do these headers compile, and these libraries link? compiles "flags" HEADER...

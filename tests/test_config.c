@@ -228,7 +228,8 @@ static void bad_values_say_what_was_expected(void **state)
         {"engine: {max_num_seqs: 99999999999999999999}", "expected an integer from 1 to "},
         {"engine: {max_model_len: 1}", "expected an integer from 2 to 4194304, or auto"},
         {"engine: {attention: flsh}",
-         "engine.attention is 'flsh'; expected one of auto, flash, eager; did you mean 'flash'?"},
+         "engine.attention is 'flsh'; expected one of auto, flash, "
+         "memory_efficient, eager, flash!, memory_efficient!, eager!; did you mean 'flash'?"},
         {"engine: {fast: yes}", "engine.fast is 'yes'; expected one of auto, true, false"},
         {"engine: {enable_prefix_caching: on}", "is 'on'; expected true or false"},
         {"engine: {enable_prefix_caching: 'true'}", "is the string 'true'; expected true or false"},
@@ -506,7 +507,8 @@ static void a_bad_environment_value_lists_the_valid_ones(void **state)
          "auto, true, false"},
         {"QUIRE_ATTENTION", "flsh",
          "environment QUIRE_ATTENTION: engine.attention is 'flsh'; "
-         "expected one of auto, flash, eager; did you mean 'flash'?"},
+         "expected one of auto, flash, "
+         "memory_efficient, eager, flash!, memory_efficient!, eager!; did you mean 'flash'?"},
         {"QUIRE_DEVICE", "gpu", "expected one of auto, cpu, cuda"},
         {"QUIRE_CPU_ISA", "avx",
          "environment QUIRE_CPU_ISA is 'avx'; expected one of plain, avx2, "
