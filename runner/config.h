@@ -31,7 +31,16 @@
 enum init_choice { INIT_WEIGHTS, INIT_RANDOM };
 enum fast_choice { FAST_AUTO, FAST_ON, FAST_OFF };
 enum device_choice { DEVICE_CHOICE_AUTO, DEVICE_CHOICE_CPU, DEVICE_CHOICE_CUDA };
-enum attention_choice { ATTENTION_CHOICE_AUTO, ATTENTION_CHOICE_FLASH, ATTENTION_CHOICE_EAGER };
+/* A name with `!` refuses to run with another kernel. */
+enum attention_choice {
+    ATTENTION_CHOICE_AUTO,
+    ATTENTION_CHOICE_FLASH,
+    ATTENTION_CHOICE_MEMORY_EFFICIENT,
+    ATTENTION_CHOICE_EAGER,
+    ATTENTION_CHOICE_ONLY_FLASH,
+    ATTENTION_CHOICE_ONLY_MEMORY_EFFICIENT,
+    ATTENTION_CHOICE_ONLY_EAGER,
+};
 
 /* The typed value of every key that a task can differ in. Strings are borrowed from the config (or
  * from the grid) and are never NULL: "" means not given. */

@@ -62,8 +62,10 @@ static const struct key_row rows[] = {
     {TASK_KEY("engine.device", "one of auto|cpu|cuda", "auto", "QUIRE_DEVICE",
               "where the model runs; auto: the best device there is"),
      .kind = KEY_CHOICE, FIELD(engine.device)},
-    {TASK_KEY("engine.attention", "one of auto|flash|eager", "auto", "QUIRE_ATTENTION",
-              "attention kernel; auto: the fastest that the device has"),
+    {TASK_KEY("engine.attention",
+              "one of auto|flash|memory_efficient|eager|flash!|memory_efficient!|eager!", "auto",
+              "QUIRE_ATTENTION",
+              "attention kernel; auto: the fastest that the device has; !: no other one"),
      .kind = KEY_CHOICE, FIELD(engine.attention)},
     {TASK_KEY("engine.scheduling_policy", "one of fcfs|priority|memory_aware", "fcfs", NULL,
               "order in which waiting requests are admitted"),
@@ -234,7 +236,9 @@ struct variable {
 
 static const struct variable variables[] = {
     {{"USE_FAST_ENGINE", "1, 0, true, false or auto: sets engine.fast"}, {NULL}},
-    {{"QUIRE_ATTENTION", "auto, flash or eager: sets engine.attention"}, {NULL}},
+    {{"QUIRE_ATTENTION",
+      "auto, flash, memory_efficient or eager (flash!: no other): sets engine.attention"},
+     {NULL}},
     {{"QUIRE_DEVICE", "auto, cpu or cuda: sets engine.device"}, {NULL}},
     {{"QUIRE_RESULTS", "a .db file, or a folder for EXPERIMENT.db: sets results"}, {NULL}},
     {{"QUIRE_MODELS", "folder in which model.path and model.tokenizer are looked for: PATH, "

@@ -329,7 +329,7 @@ static char *node_text(const struct yaml_node *node)
     if (!node)
         return xstrdup("");
     json_t *json = yaml_to_json(node);
-    char *text = json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY);
+    char *text = json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
     json_decref(json);
     if (!text)
         die("out of memory for a JSON text");

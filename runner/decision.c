@@ -2,39 +2,150 @@
 #include "runner/decision.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-static int choose_device(struct decision *d, const struct settings *s,
-                         const struct decision_policy *policy)
+/* Compute capability as "7.5", or "none", to see what quire does on another GPU than the one that
+ * is there. */
+#define PRETEND_VARIABLE "QUIRE_TEST_COMPUTE_CAPABILITY"
+
+/* Adds one step down the ladder to the reason in the row. */
+PRINTF_LIKE(2, 3) static void degrade(struct decision *d, const char *format, ...)
 {
-    d->device = DEVICE_CPU;
+    size_t n = strlen(d->degraded_reason);
+    if (n) {
+        snprintf(d->degraded_reason + n, sizeof(d->degraded_reason) - n, "; ");
+        n = strlen(d->degraded_reason);
+    }
+    va_list args;
+    va_start(args, format);
+    vsnprintf(d->degraded_reason + n, sizeof(d->degraded_reason) - n, format, args);
+    va_end(args);
+    d->degraded = true;
+}
+
+/* ---- device ---- */
+
+static int find_gpu(void)
+{
+    struct device_info info;
+    const char *pretended = getenv(PRETEND_VARIABLE);
+    if (pretended && strcmp(pretended, "none") == 0)
+        return err_set(ERR_RESOURCE, "no usable GPU: " PRETEND_VARIABLE " is none");
+    return device_describe(&info, DEVICE_CUDA, &(struct device_options){0});
+}
+
+int decision_choose_device(struct decision *out, const struct settings *s,
+                           const struct decision_policy *policy)
+{
+    *out = (struct decision){.device = DEVICE_CPU, .fast = s->engine.fast != FAST_OFF};
     if (s->engine.device == DEVICE_CHOICE_CPU)
         return 0;
-    const char *why = "no usable GPU: this build has no CUDA backend";
-    if (policy->strict || !policy->allow_cpu)
+    if (find_gpu() == 0) {
+        out->device = DEVICE_CUDA;
+        return 0;
+    }
+    if (policy->strict || !policy->allow_cpu) {
+        const char *asked = s->engine.device == DEVICE_CHOICE_CUDA ? "cuda" : "auto";
         return err_set(ERR_RESOURCE,
-                       "%s; engine.device is %s and %s forbids the CPU; drop it, or "
-                       "set engine.device: cpu",
-                       why, s->engine.device == DEVICE_CHOICE_CUDA ? "cuda" : "auto",
-                       policy->strict ? "--strict" : "fallback.allow_cpu: false");
-    d->degraded = true;
-    snprintf(d->degraded_reason, sizeof(d->degraded_reason), "%s; using the CPU", why);
+                       "%.1000s; engine.device is %s and %s forbids the CPU; drop it, "
+                       "or set engine.device: cpu",
+                       err_get(), asked, policy->strict ? "--strict" : "fallback.allow_cpu: false");
+    }
+    degrade(out, "%s; using the CPU", err_get());
+    err_clear();
     return 0;
 }
 
-int decision_make(struct decision *out, const struct settings *s, const struct device_info *cpu,
-                  const struct decision_policy *policy)
+/* ---- attention ---- */
+
+enum attention_kind decision_auto_attention(const struct device_info *device)
 {
-    *out = (struct decision){.fast = s->engine.fast != FAST_OFF};
-    if (choose_device(out, s, policy) != 0)
-        return -1;
-    bool eager = s->engine.attention == ATTENTION_CHOICE_EAGER;
-    out->attention = eager ? ATTENTION_EAGER : ATTENTION_FLASH;
-    snprintf(out->reason, sizeof(out->reason), "%s; CPU with %s, %d thread%s",
-             s->engine.attention == ATTENTION_CHOICE_AUTO ? "auto" : "asked for", cpu->isa,
-             cpu->n_threads, cpu->n_threads == 1 ? "" : "s");
+    if (device->kind == DEVICE_CPU || device->compute_major >= 8)
+        return ATTENTION_FLASH;
+    return device->compute_major == 7 ? ATTENTION_MEMORY_EFFICIENT : ATTENTION_EAGER;
+}
+
+bool decision_can_attend(const struct device_info *device, enum attention_kind kind,
+                         char why[DECISION_REASON_MAX])
+{
+    if (kind == ATTENTION_EAGER)
+        return true;
+    if (device->kind == DEVICE_CPU) {
+        snprintf(why, DECISION_REASON_MAX, "memory_efficient attention is for GPUs");
+        return kind == ATTENTION_FLASH;
+    }
+    int needed = kind == ATTENTION_FLASH ? 8 : 7;
+    snprintf(why, DECISION_REASON_MAX,
+             "%s attention needs GPU compute capability (%d, 0), this one has (%d, %d)",
+             attention_name(kind), needed, device->compute_major, device->compute_minor);
+    return device->compute_major >= needed;
+}
+
+static void describe_choice(struct decision *d, const struct device_info *device, bool automatic)
+{
+    d->automatic = automatic;
+    if (device->kind == DEVICE_CPU)
+        snprintf(d->reason, sizeof(d->reason), "%s; CPU with %s, %d thread%s",
+                 automatic ? "auto" : "asked for", device->isa, device->n_threads,
+                 device->n_threads == 1 ? "" : "s");
+    else if (automatic && d->attention != ATTENTION_FLASH)
+        snprintf(d->reason, sizeof(d->reason), "GPU compute capability (%d, %d) is below (%d, 0)",
+                 device->compute_major, device->compute_minor,
+                 d->attention == ATTENTION_MEMORY_EFFICIENT ? 8 : 7);
+    else
+        snprintf(d->reason, sizeof(d->reason), "%sGPU compute capability: (%d, %d)",
+                 automatic ? "" : "asked for; ", device->compute_major, device->compute_minor);
+}
+
+/* The device with the capability that a test pretends it has. */
+static struct device_info pretended(const struct device_info *device)
+{
+    struct device_info info = *device;
+    const char *text = getenv(PRETEND_VARIABLE);
+    int major, minor;
+    if (device->kind == DEVICE_CUDA && text && sscanf(text, "%d.%d", &major, &minor) == 2) {
+        info.compute_major = major;
+        info.compute_minor = minor;
+    }
+    return info;
+}
+
+int decision_choose_attention(struct decision *d, const struct settings *s,
+                              const struct device_info *device,
+                              const struct decision_policy *policy)
+{
+    static const enum attention_kind kinds[] = {
+        [ATTENTION_CHOICE_FLASH] = ATTENTION_FLASH,
+        [ATTENTION_CHOICE_MEMORY_EFFICIENT] = ATTENTION_MEMORY_EFFICIENT,
+        [ATTENTION_CHOICE_EAGER] = ATTENTION_EAGER,
+        [ATTENTION_CHOICE_ONLY_FLASH] = ATTENTION_FLASH,
+        [ATTENTION_CHOICE_ONLY_MEMORY_EFFICIENT] = ATTENTION_MEMORY_EFFICIENT,
+        [ATTENTION_CHOICE_ONLY_EAGER] = ATTENTION_EAGER,
+    };
+    struct device_info info = pretended(device);
+    char why[DECISION_REASON_MAX];
+    d->attention = decision_auto_attention(&info);
+    if (s->engine.attention == ATTENTION_CHOICE_AUTO) {
+        describe_choice(d, &info, true);
+        return 0;
+    }
+    enum attention_kind asked = kinds[s->engine.attention];
+    if (decision_can_attend(&info, asked, why)) {
+        d->attention = asked;
+        describe_choice(d, &info, false);
+        return 0;
+    }
+    bool only = s->engine.attention >= ATTENTION_CHOICE_ONLY_FLASH;
+    if (only || policy->strict)
+        return err_set(ERR_RESOURCE, "%s; %s forbids another kernel; use engine.attention: auto",
+                       why, only ? "the ! after its name" : "--strict");
+    degrade(d, "%s; using %s attention", why, attention_name(d->attention));
+    describe_choice(d, &info, true);
     return 0;
 }
+
+/* ---- engine ---- */
 
 int decision_use_standard_engine(struct decision *d, const struct decision_policy *policy)
 {
@@ -42,17 +153,17 @@ int decision_use_standard_engine(struct decision *d, const struct decision_polic
         return -1;
     log_warning("fast engine failed to initialise: %s", err_get());
     log_info("Falling back to the standard engine");
-    size_t n = strlen(d->degraded_reason);
-    snprintf(d->degraded_reason + n, sizeof(d->degraded_reason) - n, "%sfast engine failed: %s",
-             n ? "; " : "", err_get());
+    degrade(d, "fast engine failed: %s; using the standard engine", err_get());
     d->fast = false;
-    d->degraded = true;
     return 0;
 }
 
 void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX])
 {
-    log_info("Using %s attention (%s)", attention_name(d->attention), d->reason);
+    if (d->device == DEVICE_CUDA && d->attention != ATTENTION_FLASH && d->automatic)
+        log_info("%s: using %s attention", d->reason, attention_name(d->attention));
+    else
+        log_info("Using %s attention (%s)", attention_name(d->attention), d->reason);
     if (!d->degraded || strcmp(warned_of, d->degraded_reason) == 0)
         return;
     log_warning("%s", d->degraded_reason);

@@ -1,22 +1,24 @@
 /* decision.h - what a task runs on, and why: device, engine and attention kernel.
  *
  * The ladder: what was asked for, else the next thing that works, with a warning, an event and a
- * reason in the row; or a refusal under --strict or when the config's `fallback` forbids the step.
+ * reason in the row; or a refusal under --strict, with a `!` after the kernel's name, or when the
+ * config's `fallback` forbids the step.
  */
 #ifndef QUIRE_DECISION_H
 #define QUIRE_DECISION_H
 
 #include "runner/config.h"
 
-#define DECISION_REASON_MAX 256
+#define DECISION_REASON_MAX 512
 
 struct decision {
     enum device_kind device;
     enum attention_kind attention;
-    bool fast; /* the paged engine; false: the standard engine */
+    bool fast;      /* the paged engine; false: the standard engine */
+    bool automatic; /* the kernel was chosen by quire, not asked for */
     bool degraded;
-    char reason[DECISION_REASON_MAX];          /* why this device and kernel                  */
-    char degraded_reason[DECISION_REASON_MAX]; /* "" when everything asked for was there      */
+    char reason[DECISION_REASON_MAX];          /* why this kernel                         */
+    char degraded_reason[DECISION_REASON_MAX]; /* "" when everything asked for was there  */
 };
 
 struct decision_policy {
@@ -25,9 +27,25 @@ struct decision_policy {
     bool allow_standard_engine; /* fallback.allow_standard_engine           */
 };
 
-/* ERR_RESOURCE when what was asked for is not there and the policy forbids to go on without it. */
-int decision_make(struct decision *out, const struct settings *s, const struct device_info *cpu,
-                  const struct decision_policy *policy);
+/* The device for these settings: a GPU when there is one that works, unless the CPU is asked for.
+ * ERR_RESOURCE when there is none and the policy forbids the CPU. The other choices are still to be
+ * made. */
+int decision_choose_device(struct decision *out, const struct settings *s,
+                           const struct decision_policy *policy);
+
+/* Engine and attention kernel on that device. ERR_RESOURCE when the kernel that was asked for does
+ * not run there and another one is not allowed. */
+int decision_choose_attention(struct decision *d, const struct settings *s,
+                              const struct device_info *device,
+                              const struct decision_policy *policy);
+
+/* The kernel of `engine.attention: auto`. GPUs by compute capability: from (8, 0) on flash, (7, x)
+ * memory_efficient, older ones eager. The CPU: flash. */
+enum attention_kind decision_auto_attention(const struct device_info *device);
+
+/* Whether a kernel runs on the device; `why` says what it needs when it does not. */
+bool decision_can_attend(const struct device_info *device, enum attention_kind kind,
+                         char why[DECISION_REASON_MAX]);
 
 /* The fast engine did not start (err_get() says why): go on with the standard engine, or fail with
  * that error. Warns. */

@@ -1,12 +1,14 @@
 /* doctor.c - the `doctor` command: what this machine and this build can do. */
 #include "runner/cli.h"
 #include "runner/commands.h"
-#include "runner/config.h"
+#include "runner/decision.h"
 #include "runner/host.h"
 #include "runner/version.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+
+#define MAX_GPUS 64 /* of one node */
 
 static void print_build(void)
 {
@@ -19,21 +21,55 @@ static void print_build(void)
         printf("slurm        job %s\n", host.slurm_job_id);
 }
 
+static void print_kernels(const struct device_info *device)
+{
+    for (int i = 0; i < ATTENTION_N; i++) {
+        enum attention_kind kind = (enum attention_kind)i;
+        char why[DECISION_REASON_MAX];
+        bool usable = decision_can_attend(device, kind, why);
+        printf("             attention %-16s %s%s\n", attention_name(kind), usable ? "usable" : why,
+               kind == decision_auto_attention(device) ? ", chosen on auto" : "");
+    }
+}
+
+static void print_cpu(const struct device_info *cpu)
+{
+    char memory[32], available[32];
+    printf("  cpu        %s, %s, %d thread%s, %s of %s memory free\n", cpu->name, cpu->isa,
+           cpu->n_threads, cpu->n_threads == 1 ? "" : "s",
+           format_bytes(available, (double)cpu->free_bytes),
+           format_bytes(memory, (double)cpu->memory_bytes));
+    print_kernels(cpu);
+}
+
+static void print_gpu(int index, const struct device_info *gpu)
+{
+    char memory[32], available[32];
+    printf(
+        "  cuda %-5d %s, compute capability (%d, %d), %s of %s memory free, driver %s, CUDA %s\n",
+        index, gpu->name, gpu->compute_major, gpu->compute_minor,
+        format_bytes(available, (double)gpu->free_bytes),
+        format_bytes(memory, (double)gpu->memory_bytes), gpu->driver, gpu->runtime);
+    print_kernels(gpu);
+}
+
 static int print_devices(void)
 {
-    struct device_info cpu;
-    char memory[32], available[32];
-    struct device_options options = {.isa = getenv("QUIRE_CPU_ISA")};
+    struct device_info info;
     printf("\ndevices\n");
-    if (device_describe(&cpu, DEVICE_CPU, &options) != 0)
+    for (int i = 0; i < MAX_GPUS; i++) {
+        if (device_describe(&info, DEVICE_CUDA, &(struct device_options){.index = i}) == 0)
+            print_gpu(i, &info);
+        else if (i == 0)
+            printf("  cuda       %s; tasks run on the CPU\n", err_get());
+        else
+            break;
+    }
+    err_clear();
+    if (device_describe(&info, DEVICE_CPU,
+                        &(struct device_options){.isa = getenv("QUIRE_CPU_ISA")}) != 0)
         return -1;
-    printf("  cpu        %s, %s, %d thread%s, %s of %s memory free\n", cpu.name, cpu.isa,
-           cpu.n_threads, cpu.n_threads == 1 ? "" : "s",
-           format_bytes(available, (double)cpu.free_bytes),
-           format_bytes(memory, (double)cpu.memory_bytes));
-    printf("             attention %-6s usable, chosen on auto\n", attention_name(ATTENTION_FLASH));
-    printf("             attention %-6s usable\n", attention_name(ATTENTION_EAGER));
-    printf("  cuda       not in this build: tasks run on the CPU\n");
+    print_cpu(&info);
     return 0;
 }
 

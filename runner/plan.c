@@ -43,26 +43,41 @@ static void print_totals(const struct totals *t)
 
 /* ---- settings and their origin ---- */
 
-static void print_resolved(const struct config *c)
+static const struct grid_axis *find_axis(const struct config *c, size_t key)
 {
-    size_t width = 0;
-    for (size_t i = 0; i < config_n_keys(); i++)
-        width = MAX(width, strlen(config_get_key(i)->path));
-    for (size_t i = 0; i < config_n_keys(); i++) {
-        const struct config_key *key = config_get_key(i);
-        if (!key->per_task)
-            continue;
-        char *value = config_value_text(&c->base, i);
-        printf("%-*s  %-24s %s\n", (int)width, key->path, value, c->origin[i].text);
+    for (int i = 0; i < c->n_axes; i++)
+        if (c->axis[i].key_index == key)
+            return &c->axis[i];
+    return NULL;
+}
+
+static void print_key(const struct config *c, size_t i, int width)
+{
+    const struct grid_axis *axis = find_axis(c, i);
+    char *base = config_text(c, i);
+    struct str text = {0};
+    str_append_c(&text, axis ? "" : base[0] ? base : "\"\"");
+    for (size_t j = 0; axis && j < axis->values->n_items; j++) {
+        char *value = config_value_text(&axis->setting[j], i);
+        str_appendf(&text, "%s%s", j ? " | " : "", value);
         free(value);
     }
-    for (int i = 0; i < c->n_axes; i++) {
-        const struct yaml_node *values = c->axis[i].values;
-        printf("%-*s  ", (int)width, c->axis[i].key);
-        for (size_t j = 0; j < values->n_items; j++)
-            printf("%s%s", j ? " | " : "", values->item[j]->text ? values->item[j]->text : "...");
-        printf("   grid, %s:%d:%d\n", values->file, values->line, values->column);
-    }
+    printf("%-*s  %-24s  ", width, config_get_key(i)->path, text.data);
+    if (axis)
+        printf("grid, %s:%d:%d\n", axis->values->file, axis->values->line, axis->values->column);
+    else
+        printf("%s\n", c->origin[i].text);
+    str_free(&text);
+    free(base);
+}
+
+static void print_resolved(const struct config *c)
+{
+    int width = 0;
+    for (size_t i = 0; i < config_n_keys(); i++)
+        width = MAX(width, (int)strlen(config_get_key(i)->path));
+    for (size_t i = 0; i < config_n_keys(); i++)
+        print_key(c, i, width);
 }
 
 /* ---- one engine ---- */
@@ -118,11 +133,12 @@ static void print_memory(const struct memory_plan *plan, const struct totals *t,
                plan->n_blocks, format_count(a, plan->max_model_len));
 }
 
-static void print_engine(struct work *const *works, int n, const struct model_info *info,
+static void print_engine(struct work *const *works, int n, const struct model_group *group,
                          const struct decision_policy *policy)
 {
     const struct settings *s = &works[0]->task->settings;
-    struct decision decision;
+    const struct model_info *info = &group->info;
+    struct decision decision = group->decision;
     struct engine_options options;
     struct memory_plan plan;
     struct totals totals = {0};
@@ -131,13 +147,11 @@ static void print_engine(struct work *const *works, int n, const struct model_in
     printf("\n%d task%s, one engine, from task %d (%s):\n", n, n == 1 ? "" : "s",
            works[0]->task->id, works[0]->task->label);
     print_totals(&totals);
-    if (decision_make(&decision, s, &info->device, policy) != 0) {
+    if (decision_choose_attention(&decision, s, &info->device, policy) != 0) {
         printf("  refused      %s\n", err_get());
         return;
     }
-    decision_engine_options(&decision, s, &options);
-    if (!options.max_model_len)
-        options.max_model_len = work_auto_max_model_len(works, n, info);
+    work_engine_options(&options, &decision, works, n, info);
     printf("  device       %s: %s, %s\n", device_kind_name(decision.device), info->device.name,
            info->device.isa);
     printf("  attention    %s: %s\n", attention_name(decision.attention), decision.reason);
@@ -178,7 +192,7 @@ static void print_model(const struct config *c, const struct model_group *group,
     struct work_filter filter = {.packed = c->schedule == SCHEDULE_PACKED};
     int n;
     while ((n = work_collect(works, group, taken, &filter)) > 0)
-        print_engine(works, n, info, policy);
+        print_engine(works, n, group, policy);
     free(works);
     free(taken);
 }
@@ -221,7 +235,7 @@ static int plan_experiment(struct config *c, bool list_tasks, bool strict)
     struct work_list list;
     struct totals totals = {0};
     struct decision_policy policy = {strict, c->allow_cpu, c->allow_standard_engine};
-    if (work_list_make(&list, c) != 0) {
+    if (work_list_make(&list, c, &policy) != 0) {
         work_list_free(&list);
         return (int)err_get_kind();
     }

@@ -36,7 +36,7 @@ struct engine_group {
     struct run *run;
     struct work **work;
     int n;
-    struct decision decision;      /* made once the model is loaded */
+    struct decision decision;      /* the device at first, the rest once the model is loaded */
     const struct model_info *info; /* NULL: the model could not be loaded      */
     struct engine *engine;         /* NULL until it is open                    */
     double init_s;
@@ -47,7 +47,7 @@ struct engine_group {
 static int put_experiment(struct run *r)
 {
     json_t *settings = config_settings_json(&r->config->base);
-    char *text = json_dumps(settings, JSON_COMPACT);
+    char *text = json_dumps(settings, JSON_COMPACT | JSON_REAL_PRECISION(15));
     json_decref(settings);
     r->experiment_id = store_put_experiment(
         r->store, &(struct store_experiment){.name = r->config->experiment,
@@ -61,26 +61,44 @@ static int put_experiment(struct run *r)
     return r->experiment_id < 0 ? -1 : 0;
 }
 
-static int begin_run(struct run *r, const char *command_line)
+/* The GPU that tasks of this run use, or an empty description. */
+static struct device_info find_gpu(const struct run *r)
 {
-    struct host_facts host;
-    struct device_info cpu;
+    for (int g = 0; g < r->work.n_groups; g++)
+        if (r->work.group[g].info.device.kind == DEVICE_CUDA)
+            return r->work.group[g].info.device;
+    return (struct device_info){0};
+}
+
+static int64_t put_environment(struct run *r, const struct host_facts *host)
+{
+    struct device_info cpu, gpu = find_gpu(r);
     struct model_options options;
-    host_get_facts(&host);
+    char capability[32] = "";
     task_model_options(&r->work.tasks.task[0], &options);
     if (device_describe(&cpu, DEVICE_CPU, &options.device_options) != 0)
         return -1;
-    int64_t environment = store_put_environment(
-        r->store, &(struct store_environment){.host = host.name,
-                                              .os = host.os,
+    if (gpu.name[0])
+        snprintf(capability, sizeof(capability), "%d.%d", gpu.compute_major, gpu.compute_minor);
+    return store_put_environment(
+        r->store, &(struct store_environment){.host = host->name,
+                                              .os = host->os,
                                               .cpu = cpu.name,
                                               .cpu_isa = cpu.isa,
-                                              .gpu = "",
-                                              .driver = "",
-                                              .cuda = "",
-                                              .compute_capability = "",
+                                              .gpu = gpu.name,
+                                              .driver = gpu.driver,
+                                              .cuda = gpu.runtime,
+                                              .compute_capability = capability,
                                               .n_threads = cpu.n_threads,
-                                              .memory_bytes = (int64_t)cpu.memory_bytes});
+                                              .memory_bytes = (int64_t)cpu.memory_bytes,
+                                              .gpu_memory_bytes = (int64_t)gpu.memory_bytes});
+}
+
+static int begin_run(struct run *r, const char *command_line)
+{
+    struct host_facts host;
+    host_get_facts(&host);
+    int64_t environment = put_environment(r, &host);
     if (environment < 0 || put_experiment(r) != 0)
         return -1;
     r->run_id = store_begin_run(r->store,
@@ -193,12 +211,9 @@ static int finish_task(void *user, struct work *w)
 
 static int open_engine(struct engine_group *g, struct model *model)
 {
-    const struct settings *s = &g->work[0]->task->settings;
     struct engine_options options;
     double began_s = time_monotonic_s();
-    decision_engine_options(&g->decision, s, &options);
-    if (!options.max_model_len)
-        options.max_model_len = work_auto_max_model_len(g->work, g->n, g->info);
+    work_engine_options(&options, &g->decision, g->work, g->n, g->info);
     if (engine_open(&g->engine, model, &options) != 0) {
         if (decision_use_standard_engine(&g->decision, &g->run->policy) != 0)
             return -1;
@@ -214,12 +229,9 @@ static int open_engine(struct engine_group *g, struct model *model)
 static int run_engine_group(struct engine_group *g, struct model *model)
 {
     struct run *r = g->run;
-    if (decision_make(&g->decision, &g->work[0]->task->settings, &g->info->device, &r->policy) !=
-        0) {
-        if (r->policy.strict)
-            return -1;
-        return fail_tasks(g);
-    }
+    if (decision_choose_attention(&g->decision, &g->work[0]->task->settings, &g->info->device,
+                                  &r->policy) != 0)
+        return r->policy.strict ? -1 : fail_tasks(g);
     decision_log(&g->decision, r->warned_of);
     if (open_engine(g, model) != 0)
         return r->policy.strict && err_get_kind() == ERR_RESOURCE ? -1 : fail_tasks(g);
@@ -258,7 +270,8 @@ static int run_engine_groups(struct run *r, const struct model_group *group, str
     bool packed = r->config->schedule == SCHEDULE_PACKED;
     int rc = 0;
     while (rc == 0) {
-        struct engine_group g = {.run = r, .work = works, .info = model_get_info(model)};
+        struct engine_group g = {
+            .run = r, .work = works, .decision = group->decision, .info = model_get_info(model)};
         g.n = work_collect(works, group, taken,
                            &(struct work_filter){.packed = packed, .pending_only = true});
         if (g.n == 0)
@@ -311,7 +324,7 @@ static int run_model_group(struct run *r, const struct model_group *group)
         return 0;
     struct model_options options;
     struct model *model;
-    task_model_options(group->work[0].task, &options);
+    work_model_options(group, &options);
     if (model_open(&model, &options) != 0)
         return fail_pending(r, group);
     int rc = run_engine_groups(r, group, model);
@@ -369,7 +382,7 @@ static int log_end(const struct run *r, int rc)
 
 static int run_all(struct run *r, const char *command_line)
 {
-    if (work_list_make(&r->work, r->config) != 0)
+    if (work_list_make(&r->work, r->config, &r->policy) != 0)
         return -1;
     if (begin_run(r, command_line) != 0 ||
         work_list_resume(&r->work, r->store, r->experiment_id) != 0)

@@ -14,6 +14,12 @@ static bool same_prompts(const struct settings *a, const struct settings *b)
            a->prompts.offset == b->prompts.offset;
 }
 
+void work_model_options(const struct model_group *group, struct model_options *out)
+{
+    task_model_options(group->work[0].task, out);
+    out->device = group->decision.device;
+}
+
 const char *work_model_name(const struct work *w)
 {
     const struct settings *s = &w->task->settings;
@@ -39,12 +45,16 @@ static const struct prompt_set *find_or_load_prompts(struct work_list *list, str
     return set;
 }
 
-static void describe_group(struct work_list *list, struct config *c, struct model_group *group)
+/* refused: why there is no device for the group, or NULL. */
+static void describe_group(struct work_list *list, struct config *c, struct model_group *group,
+                           const char *refused)
 {
     struct model_options options;
     struct tokenizer *tokenizer = NULL;
-    task_model_options(group->work[0].task, &options);
-    bool described = model_describe(&group->info, &tokenizer, &options) == 0;
+    work_model_options(group, &options);
+    bool described = !refused && model_describe(&group->info, &tokenizer, &options) == 0;
+    if (refused)
+        err_set(ERR_RESOURCE, "%s", refused);
     for (int i = 0; i < group->n; i++) {
         struct work *w = &group->work[i];
         if (described)
@@ -79,7 +89,21 @@ static void place_task(struct work_list *list, struct task *task)
     group->work[group->n++] = (struct work){.task = task};
 }
 
-int work_list_make(struct work_list *out, struct config *c)
+static int prepare_group(struct work_list *list, struct config *c, struct model_group *group,
+                         const struct decision_policy *policy)
+{
+    char *refused = NULL;
+    if (decision_choose_device(&group->decision, &group->work[0].task->settings, policy) != 0) {
+        if (policy->strict)
+            return -1;
+        refused = xstrdup(err_get());
+    }
+    describe_group(list, c, group, refused);
+    free(refused);
+    return 0;
+}
+
+int work_list_make(struct work_list *out, struct config *c, const struct decision_policy *policy)
 {
     *out = (struct work_list){0};
     if (task_list_make(&out->tasks, c) != 0)
@@ -87,7 +111,8 @@ int work_list_make(struct work_list *out, struct config *c)
     for (int i = 0; i < out->tasks.n; i++)
         place_task(out, &out->tasks.task[i]);
     for (int g = 0; g < out->n_groups; g++)
-        describe_group(out, c, &out->group[g]);
+        if (prepare_group(out, c, &out->group[g], policy) != 0)
+            return -1;
     return 0;
 }
 
@@ -141,7 +166,7 @@ static int resume_work(struct work *w, struct store *store, int64_t experiment_i
     if (prompts_id < 0)
         return -1;
     json_t *settings = config_settings_json(&w->task->settings);
-    char *text = json_dumps(settings, JSON_COMPACT | JSON_SORT_KEYS);
+    char *text = json_dumps(settings, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(15));
     json_decref(settings);
     w->task_id = store_put_task(store, &(struct store_task){.experiment_id = experiment_id,
                                                             .model_id = model_id,
@@ -227,10 +252,17 @@ int work_collect(struct work **out, const struct model_group *group, bool *taken
     return n;
 }
 
-int work_auto_max_model_len(struct work *const *works, int n, const struct model_info *info)
+void work_engine_options(struct engine_options *out, const struct decision *d,
+                         struct work *const *works, int n, const struct model_info *info)
 {
     int longest = 2; /* the shortest sequence there is: one token in, one out */
-    for (int i = 0; i < n; i++)
+    int64_t n_samples = 0;
+    decision_engine_options(d, &works[0]->task->settings, out);
+    for (int i = 0; i < n; i++) {
         longest = MAX(longest, work_longest_sequence(works[i]));
-    return MIN(longest, info->max_position);
+        n_samples += works[i]->n_samples;
+    }
+    if (!out->max_model_len)
+        out->max_model_len = MIN(longest, info->max_position);
+    out->max_num_seqs = (int)MIN(out->max_num_seqs, n_samples);
 }

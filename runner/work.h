@@ -3,6 +3,7 @@
 #define QUIRE_WORK_H
 
 #include "runner/attempt.h"
+#include "runner/decision.h"
 #include "runner/store.h"
 #include "runner/task.h"
 
@@ -20,7 +21,8 @@ struct work {
 struct model_group {
     struct work *work; /* [n] */
     int n;
-    struct model_info info; /* from model_describe; empty when that failed */
+    struct decision decision; /* the device; the rest is chosen for each engine */
+    struct model_info info;   /* from model_describe; empty when that failed    */
 };
 
 struct work_list {
@@ -31,9 +33,10 @@ struct work_list {
     int n_sets;
 };
 
-/* Expands the tasks, describes each model and loads each prompt set once. A model or prompt set
- * that cannot be read becomes the `error` of its tasks, not an error of the list. Keys are set. */
-int work_list_make(struct work_list *out, struct config *c);
+/* Expands the tasks, chooses each model's device, describes the models and loads each prompt set
+ * once. A model or prompt set that cannot be read becomes the `error` of its tasks, not an error of
+ * the list; so does a device that the policy refuses, unless it is strict. Keys are set. */
+int work_list_make(struct work_list *out, struct config *c, const struct decision_policy *policy);
 void work_list_free(struct work_list *list);
 
 /* Enters models, prompts and tasks into the store and finds out which samples are finished. */
@@ -53,15 +56,19 @@ struct work_filter {
 int work_collect(struct work **out, const struct model_group *group, bool *taken,
                  const struct work_filter *filter);
 
-/* What `max_model_len: auto` means: the longest sequence that these tasks can make, so that memory
- * is not planned for lengths that nobody asked for, and at most what the model was made for. */
-int work_auto_max_model_len(struct work *const *works, int n, const struct model_info *info);
+/* The engine for these tasks: their settings, with max_model_len: auto as the longest sequence that
+ * they can make (at most what the model was made for), and no more sequences at once than they have
+ * samples, so that memory is not planned for what nobody asked for. */
+void work_engine_options(struct engine_options *out, const struct decision *d,
+                         struct work *const *works, int n, const struct model_info *info);
 
 /* The longest sequence of a task in tokens, prompt and output. */
 int work_longest_sequence(const struct work *w);
 /* What the user asked this task to generate for a prompt: its own length, or sampling.max_tokens.
  */
 int work_max_tokens(const struct work *w, int prompt);
+/* The model's options with the device that was decided for its group. */
+void work_model_options(const struct model_group *group, struct model_options *out);
 /* "models/Qwen3-0.6B": the path or architecture as configured. */
 const char *work_model_name(const struct work *w);
 
