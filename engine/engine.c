@@ -19,6 +19,7 @@
 #include "engine/job.h"
 #include "engine/memory_plan.h"
 #include "engine/model.h"
+#include "engine/recording.h"
 #include "engine/scheduler.h"
 #include "engine/step_batch.h"
 
@@ -32,6 +33,7 @@ struct engine {
     struct kv_layer *kv;        /* [n_layers] pointers into kv_memory        */
     size_t kv_block_bytes;      /* K (or V) of one block in one layer        */
     struct step_batch batch;    /* of the step between launch and collect    */
+    struct recording recording; /* of decode steps                           */
     int *sampled;               /* device: [max_num_seqs] by lane            */
     int *sampled_host;          /* [max_num_seqs]                            */
     struct engine_stats stats;  /* of the stepping thread                   */
@@ -155,6 +157,10 @@ int engine_open(struct engine **out, struct model *model, const struct engine_op
         return -1;
     }
     divide_kv_memory(e);
+    /* A padded step must fit the arrays, too. */
+    recording_init(&e->recording, model->device,
+                   MIN(e->layout.options.max_num_seqs, e->layout.options.max_num_batched_tokens),
+                   !options->enforce_eager);
     e->published.kv_blocks = e->layout.plan.n_blocks;
     log_opened(e, options->max_num_seqs);
     *out = e;
@@ -173,6 +179,7 @@ void engine_close(struct engine *e)
     }
     struct device *device = e->model->device;
     device->ops->sync(device);
+    recording_free(&e->recording);
     scheduler_close(e->scheduler);
     kv_cache_close(e->cache);
     device->ops->free(device, e->kv_memory);
@@ -339,30 +346,40 @@ static void note_scheduled(struct engine *e, const struct schedule *step)
     e->seqs_sum += step->n_seqs;
 }
 
-/* Enqueues all of a step on the device. */
-static void launch(struct engine *e, const struct schedule *step)
+/* The forward pass and the sampling of the batch that was filled last. */
+static void enqueue(void *engine)
 {
-    const struct engine_options *o = &e->layout.options;
+    struct engine *e = engine;
     struct device *device = e->model->device;
     const struct step_batch *b = &e->batch;
-    note_scheduled(e, step);
-    copy_blocks(e, step);
-    step_batch_fill(&e->batch, step, o->block_size);
     model_forward(e->model, &e->activations,
                   &(struct forward_args){.batch = &b->batch,
                                          .sampled = e->sampled,
                                          .logits_row = b->logits_row,
-                                         .n_rows = b->n_rows,
-                                         .attention = o->attention,
+                                         .n_rows = b->n_padded_rows,
+                                         .attention = e->layout.options.attention,
                                          .kv = e->kv,
-                                         .block_size = o->block_size,
+                                         .block_size = e->layout.options.block_size,
                                          .kv_dtype = e->layout.kv_dtype});
-    if (b->n_rows > 0)
+    if (b->n_padded_rows > 0)
         device->ops->sample(device, &(struct sample_args){.sampled = e->sampled,
                                                           .logits = e->activations.logits,
                                                           .row = b->sample_row,
-                                                          .n_rows = b->n_rows,
+                                                          .n_rows = b->n_padded_rows,
                                                           .vocab = e->model->info.vocab});
+}
+
+/* Enqueues all of a step on the device. */
+static void launch(struct engine *e, const struct schedule *step)
+{
+    note_scheduled(e, step);
+    copy_blocks(e, step);
+    int size = step->n_prefill_tokens == 0 ? recording_size(&e->recording, step->n_seqs) : 0;
+    step_batch_fill(&e->batch, step, e->layout.options.block_size, size);
+    if (size)
+        recording_run(&e->recording, size, enqueue, e);
+    else
+        enqueue(e);
     scheduler_advance(e->scheduler, step);
     e->waste_sum += scheduler_kv_waste(e->scheduler);
 }

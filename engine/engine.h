@@ -85,6 +85,8 @@ struct engine_options {
                   contiguous KV                                              */
     enum attention_kind attention;
     enum scheduling_policy policy;
+    bool enforce_eager;         /* run every step as it is: decode steps are not recorded
+                                   (CUDA graphs)                                              */
     bool prefix_caching;        /* fast engine only                                           */
     int block_size;             /* tokens per KV block: a multiple of 16; 0: 64               */
     int max_num_seqs;           /* sequences in one step; 0: 256                              */

@@ -48,7 +48,7 @@ int step_batch_init(struct step_batch *b, struct device *device,
                     const struct step_batch_limits *limits)
 {
     size_t bytes = step_batch_bytes(limits);
-    *b = (struct step_batch){.device = device};
+    *b = (struct step_batch){.device = device, .max_blocks = limits->max_blocks};
     b->memory = device->ops->alloc(device, bytes);
     if (!b->memory)
         return -1;
@@ -123,9 +123,9 @@ static void point_at_device(struct step_batch *b, const struct arrays *a)
     b->sample_row = on_device(b, a->sample_row);
 }
 
-void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size)
+/* The sizes of the batch, before its arrays are laid out. */
+static void measure(struct step_batch *b, const struct schedule *step, int block_size)
 {
-    assert(step->n_seqs > 0);
     b->n_rows = 0;
     b->batch = (struct batch){.n_tokens = step->n_tokens, .n_seqs = step->n_seqs};
     for (int s = 0; s < step->n_seqs; s++) {
@@ -135,13 +135,52 @@ void step_batch_fill(struct step_batch *b, const struct schedule *step, int bloc
         b->batch.max_kv_len = MAX(b->batch.max_kv_len, kv_len);
     }
     b->batch.max_blocks = CEIL_DIV(b->batch.max_kv_len, block_size);
+}
+
+/* The sizes of a recorded decode step: the same for every batch that is padded to it. */
+static void measure_padded(struct step_batch *b, int block_size, int padded_seqs)
+{
+    b->n_rows = 0;
+    b->batch = (struct batch){.n_tokens = padded_seqs,
+                              .n_seqs = padded_seqs,
+                              .max_q_len = 1,
+                              .max_kv_len = b->max_blocks * block_size,
+                              .max_blocks = b->max_blocks};
+}
+
+static void fill_padding(const struct step_batch *b, const struct arrays *a, int s)
+{
+    int at = a->q_start[s];
+    a->token[at] = a->position[at] = 0;
+    a->slot[at] = -1;
+    a->q_start[s + 1] = at + 1;
+    a->kv_len[s] = 0;
+    a->logits_row[s] = at;
+    a->sample_row[s] = (struct sample_row){.top_p = 1, .lane = -1};
+    memset(a->block_table + (size_t)s * (size_t)b->batch.max_blocks, 0,
+           (size_t)b->batch.max_blocks * sizeof(int));
+}
+
+void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size,
+                     int padded_seqs)
+{
+    assert(step->n_seqs > 0);
+    assert(padded_seqs == 0 || (step->n_tokens == step->n_seqs && step->n_seqs <= padded_seqs));
+    if (padded_seqs)
+        measure_padded(b, block_size, padded_seqs);
+    else
+        measure(b, step, block_size);
 
     struct arrays a;
-    size_t bytes = lay_out(&a, b->host, (size_t)step->n_tokens, (size_t)step->n_seqs,
+    size_t bytes = lay_out(&a, b->host, (size_t)b->batch.n_tokens, (size_t)b->batch.n_seqs,
                            (size_t)b->batch.max_blocks);
     a.q_start[0] = 0;
     for (int s = 0; s < step->n_seqs; s++)
         fill_seq(b, &a, step->seq[s], s, block_size);
+    b->n_padded_rows = padded_seqs ? padded_seqs : b->n_rows;
+    assert(padded_seqs == 0 || b->n_rows == step->n_seqs);
+    for (int s = step->n_seqs; s < padded_seqs; s++)
+        fill_padding(b, &a, s);
     point_at_device(b, &a);
     b->device->ops->upload(b->device, b->memory, b->host, bytes);
 }

@@ -14,12 +14,14 @@ struct step_batch_limits {
 
 struct step_batch {
     struct device *device;
+    int max_blocks;      /* of one sequence                                 */
     char *host, *memory; /* the buffer here and on the device               */
     struct batch batch;
     const int *logits_row;               /* [n_rows] device: batch rows that need logits      */
     const struct sample_row *sample_row; /* [n_rows] device                                   */
     struct seq **row_seq;                /* [n_rows] here: who gets the token sampled for it  */
     int n_rows;
+    int n_padded_rows; /* of logits and samples to compute: n_rows, or a recorded step's size */
 };
 
 /* Bytes of the buffer. */
@@ -31,7 +33,9 @@ int step_batch_init(struct step_batch *b, struct device *device,
 void step_batch_free(struct step_batch *b); /* accepts a zeroed one */
 
 /* Builds the arrays of a step within the limits and uploads them. A seq has a row when the step
- * computes the last of its known tokens. */
-void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size);
+ * computes the last of its known tokens. padded_seqs > 0: a decode step that is padded to so many
+ * sequences; where its arrays lie on the device then depends on padded_seqs alone. */
+void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size,
+                     int padded_seqs);
 
 #endif

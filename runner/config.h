@@ -60,7 +60,7 @@ struct settings {
         int64_t max_model_len, num_kv_blocks, num_threads; /* or SETTING_AUTO             */
         double gpu_memory_utilization;
         const char *kv_cache_dtype;
-        bool enable_prefix_caching;
+        bool enable_prefix_caching, enforce_eager;
     } engine;
     struct {
         double temperature, top_p, min_p;

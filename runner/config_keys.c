@@ -97,6 +97,9 @@ static const struct key_row rows[] = {
     {TASK_KEY("engine.enable_prefix_caching", "bool", "true", NULL,
               "prompts that begin alike share their KV blocks"),
      .kind = KEY_BOOL, FIELD(engine.enable_prefix_caching)},
+    {TASK_KEY("engine.enforce_eager", "bool", "false", NULL,
+              "do not record decode steps (CUDA graphs); says nothing about the attention kernel"),
+     .kind = KEY_BOOL, FIELD(engine.enforce_eager)},
 
     {TASK_KEY("sampling.temperature", "number", "1.0", NULL, "0: always the likeliest token"),
      .kind = KEY_NUMBER, FIELD(sampling.temperature), .max = 100},
