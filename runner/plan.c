@@ -82,7 +82,8 @@ static void print_resolved(const struct config *c)
 
 /* ---- one engine ---- */
 
-/* A throughput that this model reached before in the results database; 0 when it never ran. */
+/* What the model reached in its last run with a finished task, all tasks together; 0 when there was
+ * none. */
 static int take_rate(void *user, int n_columns, const char *const *names, const char *const *values,
                      const bool *is_number)
 {
@@ -99,9 +100,10 @@ static double measured_rate(struct store *store, const struct model_info *info)
     if (!store)
         return 0;
     char *sql =
-        xasprintf("SELECT avg(a.output_tps) FROM attempts a JOIN tasks t ON t.id = a.task_id "
-                  "JOIN models m ON m.id = t.model_id WHERE a.state = 'done' AND "
-                  "m.fingerprint = '%s'",
+        xasprintf("SELECT sum(a.output_tokens) / (86400 * (julianday(max(a.ended_at)) -"
+                  " julianday(min(a.started_at)))) FROM attempts a JOIN tasks t USING (task_id)"
+                  " JOIN models m USING (model_id) WHERE a.state = 'done' AND m.fingerprint = '%s'"
+                  " GROUP BY a.run_id ORDER BY a.run_id DESC LIMIT 1",
                   info->fingerprint);
     if (store_query(store, sql, take_rate, &rate) != 0)
         err_clear();

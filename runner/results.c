@@ -9,6 +9,13 @@
 
 #define MAX_NAMES 256 /* columns, views and tables that a name is looked up in */
 
+/* The view `throughput` in the width of a terminal; a label's keys without their sections. */
+static const char summary_sql[] =
+    "SELECT task_index AS task, replace(replace(replace(label, 'engine.', ''), 'sampling.', ''),"
+    " 'model.', '') AS label, replication, engine_used AS engine, attention_used AS attention,"
+    " n_samples AS samples, output_tokens AS tokens, output_tps, CASE degraded WHEN 1 THEN 'yes'"
+    " ELSE 'no' END AS degraded, state FROM throughput";
+
 static const char samples_sql[] =
     "SELECT t.task_index, t.label, s.prompt_index, s.sample_index, s.prompt,"
     " coalesce(s.text, s.ids) AS text, s.finish_reason"
@@ -182,7 +189,8 @@ static int check_options(const struct results_options *o)
     return 0;
 }
 
-static int make_sql(struct store *store, const struct results_options *o, struct str *sql)
+static int make_sql(struct store *store, const struct results_options *o, enum table_format format,
+                    struct str *sql)
 {
     int rc = 0;
     if (o->sql)
@@ -193,8 +201,10 @@ static int make_sql(struct store *store, const struct results_options *o, struct
         str_append_c(sql, o->failed ? failed_samples_sql : samples_sql);
     else if (o->failed)
         str_append_c(sql, failures_sql);
-    else
+    else if (o->view || format != TABLE_TEXT)
         rc = view_sql(store, o->view ? o->view : "throughput", sql);
+    else
+        str_append_c(sql, summary_sql);
     if (rc == 0 && o->limit > 0)
         str_appendf(sql, " LIMIT %lld", (long long)o->limit);
     return rc;
@@ -241,7 +251,7 @@ int results_print(FILE *out, const struct results_options *o)
         store_open(&store, o->db, STORE_READ) != 0)
         return -1;
     struct str sql = {0};
-    int rc = make_sql(store, o, &sql);
+    int rc = make_sql(store, o, format, &sql);
     if (rc == 0)
         rc = print_query(store, sql.data, out, format);
     str_free(&sql);

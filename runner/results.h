@@ -9,7 +9,7 @@
 #define RESULTS_MAX_KEYS 16 /* of --by */
 
 /* What to print: at most one of view, by, sql and samples; `failed` alone or with samples. Nothing:
- * the view `throughput`. */
+ * the view `throughput`, of which the format "table" has what fits a terminal. */
 struct results_options {
     const char *db;
     const char *view;   /* a view or table of the database, or NULL                         */

@@ -7,8 +7,8 @@ int command_results(int argc, char **argv)
 {
     struct results_options o = {0};
     const struct cli_option options[] = {
-        {"view", "NAME", "a view or table: throughput (default), latency, progress, fallbacks, ...",
-         CLI_TEXT, &o.view},
+        {"view", "NAME", "a view or table: throughput, latency, progress, fallbacks, ...", CLI_TEXT,
+         &o.view},
         {"by", "KEYS", "mean output tok/s over the tasks with equal KEYS (comma-separated)",
          CLI_TEXT, &o.by},
         {"sql", "STATEMENT", "one statement that only reads", CLI_TEXT, &o.sql},
@@ -22,10 +22,11 @@ int command_results(int argc, char **argv)
         .name = "results",
         .arguments = "DB",
         .n_arguments = 1,
-        .doc = "Prints rows of a results database: by default the throughput of each task.\n\n"
-               "    quire results results/demo.db --by engine.attention,sampling.temperature\n"
-               "    quire results results/demo.db --samples --limit 8\n"
-               "    quire results results/demo.db --sql 'select * from events' --format json",
+        .doc =
+            "Prints rows of a results database: by default a summary of each task's throughput.\n\n"
+            "    quire results results/demo.db --by engine.attention,sampling.temperature\n"
+            "    quire results results/demo.db --samples --limit 8\n"
+            "    quire results results/demo.db --sql 'select * from events' --format json",
         .option = options,
         .n_options = ARRAY_LEN(options),
     };

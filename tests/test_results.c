@@ -109,8 +109,9 @@ static void without_options_the_throughput_of_every_task_is_printed(void **state
 {
     (void)state;
     char *text = print((struct results_options){0});
-    assert_contains(text, "task_index  label");
-    assert_contains(text, "decision_reason");
+    assert_contains(text, "task  label");
+    assert_contains(text, " attention=flash temperature=");
+    assert_null(strstr(text, "decision_reason"));
     free(text);
     json_t *rows = print_json((struct results_options){0});
     assert_int_equal(json_array_size(rows), 9);
