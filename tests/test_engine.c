@@ -121,7 +121,8 @@ static void run_to_the_end(struct engine *engine)
 static struct model *open_model(const char *path, int n_threads)
 {
     struct model *model;
-    struct model_options options = {.path = path, .device_options = {.n_threads = n_threads}};
+    struct model_options options = {
+        .path = path, .device = test_device(), .device_options = {.n_threads = n_threads}};
     if (model_open(&model, &options) != 0)
         fail_msg("%s", err_get());
     return model;
@@ -203,6 +204,8 @@ static const struct {
      .preempts = true},
     {.name = "memory-aware scheduling and a pool of 10 blocks",
      .options = {.fast = true, .policy = SCHEDULING_MEMORY_AWARE, .n_kv_blocks = 10}},
+    {.name = "steps that are not recorded",
+     .options = {.fast = true, .max_num_seqs = 32, .enforce_eager = true}},
     {.name = "the standard engine", .options = {.max_num_seqs = 7}},
     {.name = "the standard engine, chunks of 33 tokens and 2 threads",
      .options = {.max_num_seqs = 32, .max_num_batched_tokens = 33},
@@ -253,6 +256,17 @@ static void settings_of_speed_and_memory_do_not_change_tokens_with_eager(void **
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(MODELS); i++)
         check_settings(MODELS[i], ATTENTION_EAGER);
+}
+
+static void settings_of_speed_and_memory_do_not_change_tokens_with_memory_efficient(void **state)
+{
+    (void)state;
+    if (test_device() == DEVICE_CPU) {
+        print_message("memory_efficient attention is for GPUs: QUIRE_TEST_DEVICE=cuda\n");
+        skip();
+    }
+    for (size_t i = 0; i < ARRAY_LEN(MODELS); i++)
+        check_settings(MODELS[i], ATTENTION_MEMORY_EFFICIENT);
 }
 
 static void a_shared_block_is_copied_before_the_second_owner_writes_to_it(void **state)
@@ -767,6 +781,7 @@ int main(void)
         cmocka_unit_test(greedy_tokens_are_those_of_another_implementation),
         cmocka_unit_test(settings_of_speed_and_memory_do_not_change_tokens_with_flash),
         cmocka_unit_test(settings_of_speed_and_memory_do_not_change_tokens_with_eager),
+        cmocka_unit_test(settings_of_speed_and_memory_do_not_change_tokens_with_memory_efficient),
         cmocka_unit_test(a_shared_block_is_copied_before_the_second_owner_writes_to_it),
         cmocka_unit_test(a_stop_id_ends_a_sequence_and_is_its_last_token),
         cmocka_unit_test(eos_ends_a_sequence_unless_it_is_ignored),

@@ -35,7 +35,11 @@ struct world {
 static struct model *open_on(const char *path, const char *dtype, struct device_options device)
 {
     struct model *m;
-    const struct model_options options = {.path = path, .dtype = dtype, .device_options = device};
+    /* An instruction set is the CPU's. */
+    const struct model_options options = {.path = path,
+                                          .dtype = dtype,
+                                          .device = device.isa ? DEVICE_CPU : test_device(),
+                                          .device_options = device};
     log_set_level("warning");
     if (model_open(&m, &options) != 0)
         fail_msg("%s", err_get());

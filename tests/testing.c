@@ -26,6 +26,12 @@ char *test_data_path(const char *name)
     return NULL;
 }
 
+enum device_kind test_device(void)
+{
+    const char *name = getenv("QUIRE_TEST_DEVICE");
+    return name && strcmp(name, "cuda") == 0 ? DEVICE_CUDA : DEVICE_CPU;
+}
+
 static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *where)
 {
     (void)info;

@@ -21,6 +21,7 @@
 #include <cmocka.h>
 
 #include "engine/util.h"
+#include "kernels/backend.h"
 
 /* The path of a file or folder of the shared data, for the caller to free. NULL, after a printed
  * line that the summary of `make test` repeats, when it is not there. */
@@ -36,6 +37,9 @@ char *test_path(const char *name);
 /* Writes a file in test_dir() and returns its path, for the caller to free. */
 char *test_write_file(const char *name, const void *data, size_t n);
 char *test_write_text(const char *name, const char *text);
+
+/* The device that tests of models and engines run on: QUIRE_TEST_DEVICE=cuda, or the CPU. */
+enum device_kind test_device(void);
 
 /* Fails unless the last error is of this kind and its message contains `part`. */
 void assert_error(enum err_kind kind, const char *part);
