@@ -36,10 +36,22 @@ struct gemm_tile {
     int n_rows;         /* 1 .. max_rows                                                    */
     int n_cols;         /* 1 .. panel; .. 2 panel when n_rows <= max_rows_of_two            */
     int n_groups;
+    const char *prefetch; /* memory wanted soon; prefetch_step further with each group      */
+    size_t prefetch_step;
     float *out; /* [n_rows][out_stride]                                                     */
     size_t out_stride;
     bool accumulate;   /* start from out, which earlier k left there, else from bias or zero */
     const float *bias; /* [n_cols] or NULL                                                  */
+};
+
+/* Query rows of one sequence that share a KV head; see flash_impl.h. 64 keys: their K and V tiles
+ * (64 KiB at head_dim 128) stay in the second-level cache beside the rows. */
+#define FLASH_ROWS 16
+#define FLASH_KEYS 64
+
+struct flash_piece {
+    int seq, kv_head;
+    int first_row, n_rows; /* rows count (token, head of the group), heads fastest */
 };
 
 struct cpu_kernels {
@@ -57,6 +69,8 @@ struct cpu_kernels {
     void (*rope_cache)(const struct rope_cache_args *args, int token);
     void (*attend_eager)(const struct attention_args *args, int seq, int token, int head,
                          float *scores);
+    void (*attend_flash)(const struct attention_args *args, const struct flash_piece *piece,
+                         float *scratch);
     /* Lowest id of the largest logit; NaN counts as smaller than everything. */
     int (*argmax)(const float *logits, int n);
     /* weight[i] = exp((logits[i] - largest) / temperature), zero for a NaN */

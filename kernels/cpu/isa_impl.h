@@ -1,6 +1,7 @@
 /* isa_impl.h - the table of kernels for the instruction set that the including file is compiled
  * for. The includer defines ISA_TABLE and ISA_NAME. */
 #include "kernels/cpu/eager_impl.h"
+#include "kernels/cpu/flash_impl.h"
 #include "kernels/cpu/gemm_impl.h"
 #include "kernels/cpu/rows_impl.h"
 #include "kernels/cpu/sample_impl.h"
@@ -16,6 +17,7 @@ const struct cpu_kernels ISA_TABLE = {
     .silu_mul = silu_mul,
     .rope_cache = rope_cache,
     .attend_eager = attend_eager,
+    .attend_flash = attend_flash,
     .argmax = argmax,
     .softmax_weights = softmax_weights,
 };

@@ -106,6 +106,8 @@ static void rope_cache(const struct rope_cache_args *args, int token)
         rotate(q + (size_t)h * d, table, head_dim);
     }
     int slot = args->batch->slot[token];
+    if (slot < 0) /* padding */
+        return;
     size_t block = (size_t)(slot / shape->block_size), offset = (size_t)(slot % shape->block_size);
     for (int h = 0; h < n_kv_heads; h++) {
         float *k = q + (n_heads + (size_t)h) * d;

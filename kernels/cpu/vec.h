@@ -55,6 +55,43 @@ VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
 {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
+VEC_INLINE vec vec_load_n(const float *p, int n)
+{
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+VEC_INLINE void vec_store_n(float *p, vec v, int n)
+{
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+}
+/* Three rounds of a butterfly: within 128 bits by one lane and by two, then the 128-bit parts. */
+VEC_INLINE void vec_transpose(vec row[VEC_N])
+{
+    vec a[VEC_N], b[VEC_N];
+    VEC_UNROLL for (int i = 0; i < VEC_N; i += 2)
+    {
+        a[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
+    }
+    VEC_UNROLL for (int i = 0; i < VEC_N; i += 4)
+    {
+        VEC_UNROLL for (int j = 0; j < 2; j++)
+        {
+            b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+            b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xEE);
+        }
+    }
+    VEC_UNROLL for (int i = 0; i < 4; i++)
+    {
+        vec low0 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+        vec low1 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+        vec high0 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xDD);
+        vec high1 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xDD);
+        row[i] = _mm512_shuffle_f32x4(low0, low1, 0x88);
+        row[i + 4] = _mm512_shuffle_f32x4(high0, high1, 0x88);
+        row[i + 8] = _mm512_shuffle_f32x4(low0, low1, 0xDD);
+        row[i + 12] = _mm512_shuffle_f32x4(high0, high1, 0xDD);
+    }
+}
 
 #elif defined(__AVX2__)
 
@@ -91,6 +128,41 @@ VEC_INLINE vec vec_load_f16(const uint16_t *p)
 VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
 {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+VEC_INLINE __m256i vec_first_lanes(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+VEC_INLINE vec vec_load_n(const float *p, int n)
+{
+    return _mm256_maskload_ps(p, vec_first_lanes(n));
+}
+VEC_INLINE void vec_store_n(float *p, vec v, int n)
+{
+    _mm256_maskstore_ps(p, vec_first_lanes(n), v);
+}
+/* Three rounds of a butterfly: within 128 bits by one lane and by two, then the halves. */
+VEC_INLINE void vec_transpose(vec row[VEC_N])
+{
+    vec a[VEC_N], b[VEC_N];
+    VEC_UNROLL for (int i = 0; i < VEC_N; i += 2)
+    {
+        a[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    VEC_UNROLL for (int i = 0; i < VEC_N; i += 4)
+    {
+        VEC_UNROLL for (int j = 0; j < 2; j++)
+        {
+            b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+            b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xEE);
+        }
+    }
+    VEC_UNROLL for (int i = 0; i < 4; i++)
+    {
+        row[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        row[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
 }
 
 #else /* portable: four lanes, which compilers map to SSE2 or NEON */
@@ -131,12 +203,36 @@ VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
     for (int i = 0; i < VEC_N; i++)
         p[i] = f32_to_f16(v[i]);
 }
+VEC_INLINE vec vec_load_n(const float *p, int n)
+{
+    vec v = {0};
+    for (int i = 0; i < n; i++)
+        v[i] = p[i];
+    return v;
+}
+VEC_INLINE void vec_store_n(float *p, vec v, int n)
+{
+    for (int i = 0; i < n; i++)
+        p[i] = v[i];
+}
+VEC_INLINE void vec_transpose(vec row[VEC_N])
+{
+    for (int i = 0; i < VEC_N; i++) {
+        for (int j = 0; j < i; j++) {
+            float swap = row[i][j];
+            row[i][j] = row[j][i];
+            row[j][i] = swap;
+        }
+    }
+}
 
 #endif
 
 /* ---- the same for all ---- */
 
-/* vec_max(a, b) and vec_min(a, b) return b in lanes where either is a NaN. */
+/* vec_max(a, b) and vec_min(a, b) return b in lanes where either is a NaN. vec_load_n and
+ * vec_store_n touch only the first n <= VEC_N lanes; the others load as zero. vec_transpose
+ * exchanges lane j of row[i] with lane i of row[j]. */
 
 typedef int32_t veci __attribute__((vector_size(VEC_N * 4)));
 typedef uint32_t vecu __attribute__((vector_size(VEC_N * 4)));
@@ -151,21 +247,6 @@ VEC_INLINE vec vec_load(const float *p)
 VEC_INLINE void vec_store(float *p, vec v)
 {
     memcpy(p, &v, sizeof(v));
-}
-
-/* The first n < VEC_N lanes; the others are zero. */
-VEC_INLINE vec vec_load_n(const float *p, int n)
-{
-    float lane[VEC_N] = {0};
-    memcpy(lane, p, (size_t)n * sizeof(float));
-    return vec_load(lane);
-}
-
-VEC_INLINE void vec_store_n(float *p, vec v, int n)
-{
-    float lane[VEC_N];
-    vec_store(lane, v);
-    memcpy(p, lane, (size_t)n * sizeof(float));
 }
 
 /* Rounds to nearest even; a NaN becomes a quiet one. */
