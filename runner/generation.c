@@ -123,6 +123,9 @@ static void on_finish(void *user, const struct completion *c)
                                .error = ""};
     attempt_sample_times(&row, c);
     attempt_add(&f->work->attempt, c);
+    double *first_s = s->g->first_token_s;
+    if (*first_s == 0 || c->first_token_s < *first_s)
+        *first_s = c->first_token_s;
     put_sample(s, f->work, &row);
     str_free(&text);
     free_flight(s, f);

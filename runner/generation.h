@@ -19,7 +19,8 @@ struct generation {
     struct store *store;
     int64_t run_id;
     struct progress *progress;
-    int64_t *n_done; /* samples of the whole run, counted up here          */
+    double *first_token_s; /* time_monotonic_s() of the run's first token; 0: none yet   */
+    int64_t *n_done;       /* samples of the whole run, counted up here          */
     /* Called when the last sample of a task has finished or failed; -1 ends the generation. */
     int (*finish_task)(void *user, struct work *w);
     void *user;

@@ -28,7 +28,7 @@ struct run {
     int n_failed_tasks;
     int64_t n_failed_samples;
     char warned_of[DECISION_REASON_MAX]; /* the last degraded_reason that was shown */
-    double began_s;
+    double began_s, first_token_s;       /* time_monotonic_s() */
 };
 
 /* Tasks of one model that share an engine, and what is measured of the engine they ran on. */
@@ -244,6 +244,7 @@ static int run_engine_group(struct engine_group *g, struct model *model)
                                     .store = r->store,
                                     .run_id = r->run_id,
                                     .progress = &r->progress,
+                                    .first_token_s = &r->first_token_s,
                                     .n_done = &r->n_done,
                                     .finish_task = finish_task,
                                     .user = g,
@@ -374,9 +375,13 @@ static int log_end(const struct run *r, int rc)
                     r->n_failed_tasks, r->n_failed_tasks == 1 ? "" : "s", db);
         return ERR_RUN;
     }
-    char took[32];
-    log_info("Done in %s: %lld samples are in %s; see `quire results %s`",
-             format_seconds(took, time_monotonic_s() - r->began_s), (long long)r->n_total, db, db);
+    char took[32], first[64] = "";
+    if (r->first_token_s > 0)
+        snprintf(first, sizeof(first), " (first token after %.2f s)",
+                 r->first_token_s - r->began_s);
+    log_info("Done in %s%s: %lld samples are in %s; see `quire results %s`",
+             format_seconds(took, time_monotonic_s() - r->began_s), first, (long long)r->n_total,
+             db, db);
     return 0;
 }
 
