@@ -15,7 +15,7 @@ struct stream {
 };
 
 struct choices {
-    const char *model, *tokenizer, *dtype, *prompt, *system, *attention;
+    const char *model, *tokenizer, *dtype, *prompt, *system, *device, *attention;
     bool chat, ignore_eos;
     int64_t max_tokens, top_k, seed, threads;
     double temperature, top_p, min_p;
@@ -135,7 +135,10 @@ static int run_generate(const struct choices *o)
                  : err_set(ERR_CONFIG, "%s has no tokenizer.json; name one with --tokenizer DIR",
                            o->model);
     if (rc == 0)
-        rc = generate_text(model, o, attention, &ids);
+        rc = decision_choose_attention(&decision, &settings, &model_get_info(model)->device,
+                                       &policy);
+    if (rc == 0)
+        rc = generate_text(model, o, decision.attention, &ids);
     token_list_free(&ids);
     model_close(model);
     return rc;
@@ -143,7 +146,8 @@ static int run_generate(const struct choices *o)
 
 int command_generate(int argc, char **argv)
 {
-    struct choices o = {.prompt = "", .max_tokens = 256, .top_p = 1, .attention = "flash"};
+    struct choices o = {
+        .prompt = "", .max_tokens = 256, .top_p = 1, .device = "auto", .attention = "auto"};
     const struct cli_option options[] = {
         {"model", "DIR", "directory of a Hugging Face model", CLI_TEXT, &o.model},
         {"prompt", "TEXT", "what to continue or to answer (default: empty)", CLI_TEXT, &o.prompt},
@@ -160,7 +164,9 @@ int command_generate(int argc, char **argv)
         {"seed", "N", "random numbers (0)", CLI_INT, &o.seed},
         {"ignore-eos", NULL, "go on after the end of the text", CLI_FLAG, &o.ignore_eos},
         {"dtype", "NAME", "auto, bfloat16, float16, float32", CLI_TEXT, &o.dtype},
-        {"attention", "NAME", "flash (default) or eager", CLI_TEXT, &o.attention},
+        {"device", "NAME", "auto (default), cpu or cuda", CLI_TEXT, &o.device},
+        {"attention", "NAME", "auto (default), flash, memory_efficient or eager", CLI_TEXT,
+         &o.attention},
         {"tokenizer", "DIR", "use another directory's tokenizer", CLI_TEXT, &o.tokenizer},
         {"threads", "N", "CPU threads (0: all)", CLI_INT, &o.threads},
     };

@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# gpu.sh - tests and measurements on a machine with an NVIDIA GPU that need not be able to build.
+#
+#   tests/gpu.sh prepare       here: fills build/gpu with programs, libraries, models and this script
+#   build/gpu/gpu.sh [PART...] there: runs the parts (all of them when none is named)
+#
+# Parts: tests (models and engines on the GPU against Transformers' results), hashes (equal tokens
+# under many settings), fallback (no GPU visible), sanitize (compute-sanitizer on a small run),
+# workloads (M and N end to end). The last line is "N passed, N failed, N skipped".
+# Environment of prepare: CUDA_ARCHS (90a). Of the run: OUT, a folder for logs and databases.
+set -u
+cd "$(dirname "$0")" || exit 2
+
+prepare()
+{
+    cd .. || exit 2
+    local data=${QUIRE_TEST_DATA:-../shared/data} to=build/gpu program library
+    make CUDA_ARCHS="${CUDA_ARCHS:-90a}" all test-binaries || exit 1
+    rm -rf $to
+    mkdir -p $to/lib $to/tests $to/data/models $to/tests/golden
+    cp build/quire build/quire_cuda.so $to/
+    for program in test_engine test_forward; do
+        cp build/tests/$program $to/tests/
+    done
+    for program in build/gpu-tests/*; do
+        [ -x "$program" ] && cp "$program" $to/tests/
+    done
+    strip $to/quire $to/tests/test_* 2>/dev/null
+    for library in libcmocka libyaml libjansson libutf8proc libpcre2-8; do
+        ldd $to/tests/test_engine $to/quire | awk -v name=$library 'index($1, name) { print $3; exit }' |
+            xargs -r -I{} cp -L {} $to/lib/
+    done
+    cp -r configs tests/golden $to/ && mv $to/golden $to/tests/
+    cp tests/gpu/*.yaml $to/
+    sed -i 's,\.\./\.\./configs,configs,' $to/*.yaml
+    if [ -d "$data/models" ]; then
+        cp -r "$data/models" "$data/reference" "$data/texts" $to/data/
+        chmod -R u+w $to/data
+    fi
+    cp tests/gpu.sh $to/
+    du -sh $to
+}
+
+passed=0 failed=0 skipped=0
+
+# check NAME STATUS
+check()
+{
+    if [ "$2" -eq 0 ]; then
+        echo "ok $1"
+        passed=$((passed + 1))
+    else
+        echo "FAILED $1"
+        failed=$((failed + 1))
+    fi
+}
+
+part_tests()
+{
+    local program
+    export QUIRE_TEST_DEVICE=cuda QUIRE_TEST_DATA=$PWD/data
+    for program in test_forward test_engine; do
+        tests/$program >"$OUT/$program.log" 2>&1
+        check $program $?
+        grep -E '^\[  FAILED|ERROR|SKIPPED' "$OUT/$program.log" | head -n 8
+    done
+    unset QUIRE_TEST_DEVICE
+}
+
+# hash_run NAME ARGS...: runs the matrix's config into its own database and prints its hashes' hash.
+hash_run()
+{
+    local name=$1
+    shift
+    ./quire run hash_matrix.yaml --results "$OUT/hash-$name.db" "$@" >"$OUT/hash-$name.log" 2>&1 ||
+        { tail -n 3 "$OUT/hash-$name.log"; return 1; }
+    ./quire results "$OUT/hash-$name.db" --format csv --sql "select sampling_temperature,
+        prompt_index, output_sha256 from samples join tasks using (task_id) order by 1, 2" |
+        sha256sum | cut -c1-16
+}
+
+part_hashes()
+{
+    local expected hash name
+    expected=$(hash_run base) || { check "hashes base" 1; return; }
+    echo "base $expected"
+    while read -r name args; do
+        # shellcheck disable=SC2086 # words of args are arguments
+        hash=$(hash_run "$name" $args)
+        [ "$hash" = "$expected" ]
+        check "hashes $name ($hash)" $?
+        grep -o 'ran out [0-9]* times' "$OUT/hash-$name.log"
+    done <<'CASES'
+again --set engine.block_size=64
+batch-1 --set engine.max_num_seqs=1
+batch-256 --set engine.max_num_seqs=256
+chunk-64 --set engine.max_num_batched_tokens=64
+chunk-2048 --set engine.max_num_batched_tokens=2048
+chunk-8192 --set engine.max_num_batched_tokens=8192
+small-pool --set engine.num_kv_blocks=24
+no-prefix-cache --set engine.enable_prefix_caching=false
+blocks-of-16 --set engine.block_size=16
+not-recorded --set engine.enforce_eager=true
+standard --set engine.fast=false
+CASES
+}
+
+part_fallback()
+{
+    local log=$OUT/fallback.log
+    CUDA_VISIBLE_DEVICES='' ./quire run configs/demo.yaml --results "$OUT/fallback.db" >"$log" 2>&1
+    check "a run without a GPU ends well" $?
+    grep -q 'using the CPU' "$log"
+    check "it says why it uses the CPU" $?
+    [ "$(./quire results "$OUT/fallback.db" --format csv --sql 'select distinct degraded from attempts' |
+        tail -n 1)" = 1 ]
+    check "its rows are degraded" $?
+    QUIRE_TEST_COMPUTE_CAPABILITY=7.5 ./quire run configs/demo.yaml --set grid.engine.attention='[auto]' \
+        --results "$OUT/turing.db" >"$log" 2>&1
+    check "a pretended compute capability of 7.5 runs" $?
+    grep -q '(7, 5) is below (8, 0): using memory_efficient attention' "$log"
+    check "it chooses memory_efficient attention" $?
+}
+
+part_sanitize()
+{
+    local tool
+    if ! command -v compute-sanitizer >/dev/null; then
+        echo "skipped sanitize: no compute-sanitizer"
+        skipped=$((skipped + 1))
+        return
+    fi
+    for tool in memcheck racecheck; do
+        compute-sanitizer --tool $tool --error-exitcode 9 ./quire generate --model configs/models/demo \
+            --prompt "47 plus 36 is" --max-tokens 8 --device cuda >"$OUT/sanitize-$tool.log" 2>&1
+        check "compute-sanitizer $tool" $?
+    done
+}
+
+part_workloads()
+{
+    local name rc
+    for name in m n; do
+        ./quire run configs/workload_$name.yaml --results "$OUT/workload_$name.db" \
+            >"$OUT/workload_$name.log" 2>&1
+        rc=$?
+        check "workload $name" $rc
+        grep -E 'first token|WARNING|quire:' "$OUT/workload_$name.log"
+        ./quire results "$OUT/workload_$name.db" --format md --sql "select experiments.name,
+            attention_used, n_samples, output_tokens, round(run_s, 3) as run_s,
+            round(output_tps) as output_tps, round(total_tps) as total_tps, steps,
+            round(batch_seqs_mean, 1) as mean_batch, round(load_s, 2) as load_s,
+            round(init_s, 2) as init_s, preemptions, kv_blocks_peak, kv_blocks
+            from attempts join tasks using (task_id) join experiments using (experiment_id)"
+    done
+}
+
+main()
+{
+    OUT=${OUT:-$PWD/out}
+    mkdir -p "$OUT"
+    export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    export OUT
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    local part
+    [ $# -gt 0 ] || set -- tests hashes fallback sanitize workloads
+    for part in "$@"; do
+        local began=$SECONDS
+        "part_$part"
+        echo "== $part: $((SECONDS - began)) s"
+    done
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ "$failed" -eq 0 ]
+}
+
+if [ "${1:-}" = prepare ]; then
+    prepare
+else
+    main "$@"
+fi
