@@ -109,18 +109,50 @@ static int generate_text(struct model *model, const struct choices *o,
     return rc;
 }
 
+/* The position of an option's value in the names of its enum. */
+static int find_choice(int *out, const char *option, const char *value, const char *const *names,
+                       size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(value, names[i]) == 0) {
+            *out = (int)i;
+            return 0;
+        }
+    }
+    struct str valid = {0};
+    for (size_t i = 0; i < n; i++)
+        str_appendf(&valid, "%s%s", i ? ", " : "", names[i]);
+    err_set(ERR_CONFIG, "--%s is '%s'; expected one of %s", option, value, valid.data);
+    str_free(&valid);
+    return -1;
+}
+
+/* Device and attention kernel by the ladder that `run` uses. */
+static int choose_settings(struct settings *s, const struct choices *o)
+{
+    static const char *const devices[] = {"auto", "cpu", "cuda"};
+    static const char *const kernels[] = {"auto", "flash", "memory_efficient", "eager"};
+    *s = (struct settings){.engine = {.fast = FAST_ON}};
+    if (find_choice(&s->engine.device, "device", o->device, devices, ARRAY_LEN(devices)) != 0)
+        return -1;
+    return find_choice(&s->engine.attention, "attention", o->attention, kernels,
+                       ARRAY_LEN(kernels));
+}
+
 static int run_generate(const struct choices *o)
 {
+    static const struct decision_policy policy = {.allow_cpu = true};
     struct model_options options = {
         .path = o->model,
         .tokenizer = o->tokenizer,
         .dtype = o->dtype,
         .device_options = {.n_threads = (int)o->threads, .isa = getenv("QUIRE_CPU_ISA")}};
-    enum attention_kind attention = ATTENTION_FLASH;
-    if (strcmp(o->attention, "eager") == 0)
-        attention = ATTENTION_EAGER;
-    else if (strcmp(o->attention, "flash") != 0)
-        return err_set(ERR_CONFIG, "--attention is '%s'; expected flash or eager", o->attention);
+    struct settings settings;
+    struct decision decision;
+    if (choose_settings(&settings, o) != 0 ||
+        decision_choose_device(&decision, &settings, &policy) != 0)
+        return -1;
+    options.device = decision.device;
     if (!o->model)
         return err_set(ERR_CONFIG, "--model is missing: the directory of a Hugging Face model");
     if (o->max_tokens < 1 || o->max_tokens > ENGINE_MAX_BATCHED_TOKENS)
