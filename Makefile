@@ -6,6 +6,7 @@
 #   tests/test_NAME.c                          one cmocka program each
 #   tests/bench_NAME.c                         one measuring program each
 #   tests/fuzz_NAME.c                          one libFuzzer target each (clang)
+#   other tests/*.c                            libtesting.a, linked to those that use it
 #   examples/NAME.c                            linked with libquire.a alone
 #
 # Every build is a folder ($(BUILD)): the sanitizers and clang have their own beside build/'s files.
@@ -31,7 +32,7 @@ COMPILE  := -std=c17 -D_GNU_SOURCE -I. $(OPT) -g $(WARNINGS) $(WERROR) -fno-math
 # -rdynamic: quire_cuda.so, which is opened at run time, uses the executable's engine/util.c.
 LINK     := $(OPT) -g -fopenmp -rdynamic $(SANITIZE) $(LDFLAGS)
 
-ENGINE_LIBS := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
+ENGINE_LIBS := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread -ldl
 RUNNER_LIBS := -lyaml -lsqlite3
 TEST_LIBS   := -lcmocka
 
@@ -49,7 +50,7 @@ TEST_SRC    := $(sort $(wildcard tests/test_*.c))
 BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
 FUZZ_SRC    := $(sort $(wildcard tests/fuzz_*.c))
 EXAMPLE_SRC := $(sort $(wildcard examples/*.c))
-TESTING_SRC := tests/testing.c tests/ops_reference.c
+TESTING_SRC := $(filter-out $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC),$(sort $(wildcard tests/*.c)))
 ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) \
                $(EXAMPLE_SRC) $(TESTING_SRC)
 
@@ -59,9 +60,10 @@ BENCHES    := $(patsubst tests/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
 FUZZERS    := $(patsubst tests/%.c,$(BUILD)/programs/%,$(FUZZ_SRC))
 EXAMPLES   := $(patsubst examples/%.c,$(BUILD)/examples/%,$(EXAMPLE_SRC))
 E2E        := $(sort $(filter-out tests/e2e/lib.sh,$(wildcard tests/e2e/*.sh)))
-TESTING    := $(call object,$(TESTING_SRC))
 LIBQUIRE   := $(BUILD)/libquire.a
 LIBRUNNER  := $(BUILD)/librunner.a
+LIBTESTING := $(BUILD)/libtesting.a
+TEST_OBJ   := $(LIBTESTING) $(LIBRUNNER) $(LIBQUIRE)
 
 # ---- commands -----------------------------------------------------------------------------------
 
@@ -129,9 +131,13 @@ format: ## clang-format every tracked C file
 install: all ## install below DESTDIR/PREFIX (default /usr/local)
 	install -D -m 755 $(BUILD)/quire $(DESTDIR)$(PREFIX)/bin/quire
 	install -D -m 644 $(LIBQUIRE) $(DESTDIR)$(PREFIX)/lib/libquire.a
+	if [ -f $(BUILD)/quire_cuda.so ]; then \
+	    install -D -m 755 $(BUILD)/quire_cuda.so $(DESTDIR)$(PREFIX)/lib/quire/quire_cuda.so; \
+	fi
 	install -d $(DESTDIR)$(PREFIX)/include/quire/engine $(DESTDIR)$(PREFIX)/include/quire/kernels
-	install -m 644 engine/*.h $(DESTDIR)$(PREFIX)/include/quire/engine
-	install -m 644 kernels/*.h $(DESTDIR)$(PREFIX)/include/quire/kernels
+	install -m 644 $(addprefix engine/,engine.h chat.h tokenizer.h util.h) \
+	    $(DESTDIR)$(PREFIX)/include/quire/engine
+	install -m 644 kernels/backend.h $(DESTDIR)$(PREFIX)/include/quire/kernels
 	install -d $(DESTDIR)$(PREFIX)/share/quire
 	cp -R configs $(DESTDIR)$(PREFIX)/share/quire/
 
@@ -162,7 +168,8 @@ objects: $(call object,$(ALL_SRC))
 # Archives are made anew: ar would keep the members of sources that are gone.
 $(LIBQUIRE): $(call object,$(ENGINE_SRC))
 $(LIBRUNNER): $(call object,$(RUNNER_SRC))
-$(LIBQUIRE) $(LIBRUNNER):
+$(LIBTESTING): $(call object,$(TESTING_SRC))
+$(LIBQUIRE) $(LIBRUNNER) $(LIBTESTING):
 	@mkdir -p $(@D)
 	@rm -f $@
 	@$(AR) rcs $@ $^
@@ -171,15 +178,15 @@ $(BUILD)/quire: $(call object,runner/main.c) $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/f
 	@echo "  link     $@"
 	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
 
-$(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTING) $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+$(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_OBJ) $(BUILD)/flags
 	@mkdir -p $(@D)
 	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(TEST_LIBS) $(RUNNER_LIBS) $(ENGINE_LIBS)
 
-$(BENCHES): $(BUILD)/bench/%: $(BUILD)/obj/tests/%.o $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+$(BENCHES): $(BUILD)/bench/%: $(BUILD)/obj/tests/%.o $(TEST_OBJ) $(BUILD)/flags
 	@mkdir -p $(@D)
 	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
 
-$(FUZZERS): $(BUILD)/programs/%: $(BUILD)/obj/tests/%.o $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
+$(FUZZERS): $(BUILD)/programs/%: $(BUILD)/obj/tests/%.o $(TEST_OBJ) $(BUILD)/flags
 	@mkdir -p $(@D)
 	@$(CC) $(LINK) -fsanitize=fuzzer -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
 
@@ -216,5 +223,7 @@ $(BUILD)/commit: always
 $(call object,runner/version.c): $(BUILD)/commit
 $(call object,runner/version.c): DEFINES = -DQUIRE_GIT_COMMIT='"$(GIT_COMMIT)"' \
                                            -DQUIRE_GIT_DIRTY=$(GIT_DIRTY)
+
+include kernels/cuda/cuda.mk
 
 -include $(patsubst %.o,%.d,$(call object,$(ALL_SRC)))

@@ -70,7 +70,11 @@ excerpt()
 
 show_skipped()
 {
-    grep -aE '^(\[ MISSING  \]|skipped )' "$1" | sort | uniq -c |
+    local reasons='^(\[ MISSING  \]|skipped )'
+    # A test that gives no reason is named.
+    grep -qaE "$reasons" "$1" || reasons='^\[  SKIPPED \] [a-z_]+$'
+    # The summary of cmocka repeats the names.
+    sed '/^\[==========\].* run\./q' "$1" | grep -aE "$reasons" | sort | uniq -c |
         sed -E 's/^ *1 /  /; s/^ *([0-9]+) /  \1 x /' |
         awk -v log_file="$1" 'NR <= 3 { print } END { if (NR > 3) print "  and " NR - 3 " more, see " log_file }'
 }
