@@ -224,6 +224,6 @@ $(call object,runner/version.c): $(BUILD)/commit
 $(call object,runner/version.c): DEFINES = -DQUIRE_GIT_COMMIT='"$(GIT_COMMIT)"' \
                                            -DQUIRE_GIT_DIRTY=$(GIT_DIRTY)
 
-include kernels/cuda/cuda.mk
+-include kernels/cuda/cuda.mk
 
 -include $(patsubst %.o,%.d,$(call object,$(ALL_SRC)))
