@@ -1,0 +1,522 @@
+/* linear.cu - y = x W^T + bias by cuBLASLt, with rows whose bits do not depend on how many there
+ * are.
+ *
+ * x: [n_rows, n_in], W: [n_out, n_in], y: [n_rows, n_out], row-major; for the column-major library
+ * y^T = W x^T. Accumulation is f32; f32 matrices are multiplied without TF32.
+ *
+ * Algorithms. The library's own choice changes with n_rows, and with it the order in which the n_in
+ * products of an element are added: it cuts a long sum into parts where there are few tiles. So for
+ * each matrix shape one algorithm is chosen for each range of n_rows, once, before the first step:
+ * algorithms that cut the sum are left out, and of the others a range takes the fastest whose
+ * results equal, bit for bit, those of the shape's standard algorithm, the one of the longest
+ * range. What is compared: rows that repeat with an odd period, so that a row is also seen at many
+ * places of a tile. Shapes for which the library has no such algorithm (odd sizes in 16-bit types)
+ * take a plain kernel at the end of this file.
+ */
+#include "kernels/cuda/cuda.cuh"
+
+#include <limits.h>
+#include <stdlib.h>
+
+#define WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper */
+#define MAX_CANDIDATES  12
+#define ALIGNMENT_BYTES 16 /* of x, W and y that callers promise */
+
+/* The self-check: PERIOD different rows, as many as fit in CHECK_BYTES of results. */
+#define PERIOD         37
+#define MAX_CHECK_ROWS 512
+#define CHECK_BYTES    ((size_t)64 << 20)
+
+/* The last n_rows of each range; the last range has no end and is tuned for LARGEST. Wider ranges
+ * cost: 2048 rows of 1024x2048 take 22 us in a range up to 4096, 13 us in their own (H200). */
+static const int range_end[] = {16, 64, 128, 256, 512, 1024, 2048, 4096, INT_MAX};
+#define N_RANGES ((int)ARRAY_LEN(range_end))
+#define LARGEST  8192
+
+struct plan {
+    int n_out, n_in;
+    enum dtype out_dtype;
+    int n_ranges; /* with an algorithm: those that reserve() asked for */
+    bool plain;   /* the library has no algorithm                      */
+    cublasLtMatmulDesc_t product;
+    cublasLtMatmulAlgo_t algo[N_RANGES];
+};
+
+/* A shape, and a matrix that has it for the self-check (NULL: it is gone). */
+struct shape {
+    int n_out, n_in;
+    const void *data;
+};
+
+struct cuda_linear {
+    cublasLtHandle_t handle;
+    void *workspace;
+    struct plan *plan;
+    size_t n_plans, plan_capacity;
+    struct shape *shape;
+    size_t n_shapes, shape_capacity;
+};
+
+void cuda_linear_open(struct cuda_device *d)
+{
+    struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
+    CUBLAS_CHECK(cublasLtCreate(&l->handle));
+    CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
+    d->linear = l;
+}
+
+void cuda_linear_close(struct cuda_device *d)
+{
+    struct cuda_linear *l = d->linear;
+    for (size_t i = 0; i < l->n_plans; i++)
+        CUBLAS_CHECK(cublasLtMatmulDescDestroy(l->plan[i].product));
+    CUBLAS_CHECK(cublasLtDestroy(l->handle));
+    CUDA_CHECK(cudaFree(l->workspace));
+    free(l->plan);
+    free(l->shape);
+    free(l);
+}
+
+/* ---- one product ---- */
+
+static cudaDataType_t cuda_type(enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_BF16: return CUDA_R_16BF;
+    case DTYPE_F16: return CUDA_R_16F;
+    default: return CUDA_R_32F;
+    }
+}
+
+/* The operands' layouts, column-major: W and x are [n_in, ...], y is [n_out, n_rows]. */
+struct layouts {
+    cublasLtMatrixLayoutOpaque_t w, x, y;
+};
+
+static void layouts_init(struct layouts *l, const struct cuda_device *d, const struct plan *p,
+                         int n_rows)
+{
+    cudaDataType_t in = cuda_type(d->base.act_dtype), out = cuda_type(p->out_dtype);
+    uint64_t n_in = (uint64_t)p->n_in, n_out = (uint64_t)p->n_out, rows = (uint64_t)n_rows;
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->w, in, n_in, n_out, p->n_in));
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->x, in, n_in, rows, p->n_in));
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->y, out, n_out, rows, p->n_out));
+}
+
+static cublasStatus_t multiply(const struct cuda_device *d, const struct plan *p, void *y,
+                               const void *x, const void *w, int n_rows,
+                               const cublasLtMatmulAlgo_t *algo)
+{
+    const float one = 1, zero = 0;
+    struct layouts l;
+    layouts_init(&l, d, p, n_rows);
+    return cublasLtMatmul(d->linear->handle, p->product, &one, w, &l.w, x, &l.x, &zero, y, &l.y, y,
+                          &l.y, algo, d->linear->workspace, WORKSPACE_BYTES, d->stream);
+}
+
+/* ---- candidates ---- */
+
+static void set_preference(cublasLtMatmulPreference_t preference,
+                           cublasLtMatmulPreferenceAttributes_t attribute, uint64_t value,
+                           size_t bytes)
+{
+    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, bytes));
+}
+
+static bool cuts_sums(const cublasLtMatmulAlgo_t *algo)
+{
+    uint32_t parts = 1;
+    size_t written;
+    CUBLAS_CHECK(cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
+                                                      sizeof(parts), &written));
+    return parts > 1;
+}
+
+/* Algorithms for n_rows, the fastest first by the library's estimate; returns how many. */
+static int find_candidates(cublasLtMatmulAlgo_t out[MAX_CANDIDATES], const struct cuda_device *d,
+                           const struct plan *p, int n_rows)
+{
+    struct layouts l;
+    layouts_init(&l, d, p, n_rows);
+    cublasLtMatmulPreference_t preference;
+    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
+    set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES, 8);
+    set_preference(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                   CUBLASLT_REDUCTION_SCHEME_NONE, 4);
+    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, ALIGNMENT_BYTES, 4);
+    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, ALIGNMENT_BYTES, 4);
+    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, ALIGNMENT_BYTES, 4);
+    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, ALIGNMENT_BYTES, 4);
+    cublasLtMatmulHeuristicResult_t found[MAX_CANDIDATES];
+    int n_found = 0, n = 0;
+    cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(d->linear->handle, p->product, &l.w, &l.x, &l.y, &l.y,
+                                       preference, MAX_CANDIDATES, found, &n_found);
+    CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
+    if (status != CUBLAS_STATUS_SUCCESS)
+        n_found = 0;
+    for (int i = 0; i < n_found; i++) {
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && !cuts_sums(&found[i].algo))
+            out[n++] = found[i].algo;
+    }
+    return n;
+}
+
+/* ---- the self-check ---- */
+
+struct check {
+    const void *w;
+    void *x;        /* [n_rows, n_in], row i equal to row i % PERIOD  */
+    void *y;        /* [n_rows, n_out]                                */
+    void *standard; /* [PERIOD, n_out]: what all algorithms must give */
+    int *differences;
+    int n_rows;
+    cudaEvent_t start, end;
+};
+
+template <typename T> static __global__ void fill_rows_kernel(T *x, int n_in, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n)
+        return;
+    uint32_t h = (uint32_t)(i / n_in % PERIOD * 0x9E3779B1u + i % n_in * 0x85EBCA77u);
+    h = (h ^ h >> 15) * 0x2C1B3C6Du;
+    h = (h ^ h >> 12) * 0x297A2D39u;
+    x[i] = from_float<T>((float)(int32_t)(h ^ h >> 15) * 0x1p-31f);
+}
+
+/* y, standard: 16-bit words, row_words a row */
+static __global__ void count_differences_kernel(int *differences, const uint16_t *y,
+                                                const uint16_t *standard, int row_words, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n && y[i] != standard[i % ((size_t)row_words * PERIOD)])
+        atomicAdd(differences, 1);
+}
+
+static int check_open(struct check *c, struct cuda_device *d, const struct plan *p, const void *w)
+{
+    const int n_threads = 256;
+    size_t row_bytes = (size_t)p->n_out * dtype_bytes(p->out_dtype);
+    *c = {};
+    CUDA_CHECK(cudaEventCreate(&c->start));
+    CUDA_CHECK(cudaEventCreate(&c->end));
+    c->w = w;
+    c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), MAX_CHECK_ROWS);
+    size_t n = (size_t)c->n_rows * (size_t)p->n_in;
+    c->x = cuda_alloc(&d->base, n * dtype_bytes(d->base.act_dtype));
+    c->y = c->x ? cuda_alloc(&d->base, (size_t)c->n_rows * row_bytes) : NULL;
+    c->standard = c->y ? cuda_alloc(&d->base, PERIOD * row_bytes) : NULL;
+    c->differences = c->standard ? (int *)cuda_alloc(&d->base, sizeof(int)) : NULL;
+    if (!c->differences)
+        return err_prefix("choosing matrix products");
+    CUDA_DISPATCH(
+        d->base.act_dtype, T,
+        fill_rows_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
+            (T *)c->x, p->n_in, n));
+    CUDA_CHECK_LAUNCH();
+    return 0;
+}
+
+static void check_close(struct check *c, struct cuda_device *d)
+{
+    CUDA_CHECK(cudaStreamSynchronize(d->stream));
+    cuda_free(&d->base, c->x);
+    cuda_free(&d->base, c->y);
+    cuda_free(&d->base, c->standard);
+    cuda_free(&d->base, c->differences);
+    CUDA_CHECK(cudaEventDestroy(c->start));
+    CUDA_CHECK(cudaEventDestroy(c->end));
+}
+
+/* Whether the algorithm gives the standard result at both ends of a range. */
+static bool check_passes(const struct check *c, struct cuda_device *d, const struct plan *p,
+                         const cublasLtMatmulAlgo_t *algo, int range)
+{
+    const int n_threads = 256;
+    int first = range == 0 ? 1 : range_end[range - 1] + 1;
+    const int n_rows[] = {MIN(first, c->n_rows), MIN(range_end[range], c->n_rows)};
+    int row_words = (int)((size_t)p->n_out * dtype_bytes(p->out_dtype) / sizeof(uint16_t));
+    CUDA_CHECK(cudaMemsetAsync(c->differences, 0, sizeof(int), d->stream));
+    for (size_t i = 0; i < ARRAY_LEN(n_rows); i++) {
+        if (multiply(d, p, c->y, c->x, c->w, n_rows[i], algo) != CUBLAS_STATUS_SUCCESS)
+            return false;
+        size_t n = (size_t)n_rows[i] * (size_t)row_words;
+        count_differences_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0,
+                                   d->stream>>>(c->differences, (const uint16_t *)c->y,
+                                                (const uint16_t *)c->standard, row_words, n);
+        CUDA_CHECK_LAUNCH();
+    }
+    int differences;
+    cuda_download(&d->base, &differences, c->differences, sizeof(differences));
+    return differences == 0;
+}
+
+/* ---- plans ---- */
+
+static int tuned_rows(int range)
+{
+    return MIN(range_end[range], LARGEST);
+}
+
+static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
+{
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    *p = {};
+    p->n_out = n_out;
+    p->n_in = n_in;
+    p->out_dtype = out_dtype;
+    CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA,
+                                                &transposed, sizeof(transposed)));
+}
+
+/* Takes the algorithm as the standard, if its rows do not depend on their number: then it can serve
+ * any range. */
+static bool try_standard(struct plan *p, struct cuda_device *d, const struct check *c,
+                         const cublasLtMatmulAlgo_t *algo)
+{
+    if (multiply(d, p, c->standard, c->x, c->w, PERIOD, algo) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    for (int range = p->n_ranges - 1; range >= 0; range--) {
+        if (!check_passes(c, d, p, algo, range))
+            return false;
+        p->algo[range] = *algo;
+    }
+    return true;
+}
+
+/* Seconds of a product of the most rows of the range that the check has room for. */
+static double time_algorithm(const struct check *c, struct cuda_device *d, const struct plan *p,
+                             const cublasLtMatmulAlgo_t *algo, int range)
+{
+    const int n_runs = 3;
+    float ms;
+    CUDA_CHECK(cudaEventRecord(c->start, d->stream));
+    for (int i = 0; i < n_runs; i++)
+        CUBLAS_CHECK(multiply(d, p, c->y, c->x, c->w, MIN(range_end[range], c->n_rows), algo));
+    CUDA_CHECK(cudaEventRecord(c->end, d->stream));
+    CUDA_CHECK(cudaEventSynchronize(c->end));
+    CUDA_CHECK(cudaEventElapsedTime(&ms, c->start, c->end));
+    return ms / 1e3 / n_runs;
+}
+
+/* Times candidates first .. n - 1 and takes the fastest that passes, if it beats best_s; returns
+ * the time of the one taken, or best_s. */
+static double take_fastest(struct plan *p, struct cuda_device *d, const struct check *c, int range,
+                           const cublasLtMatmulAlgo_t *candidate, int n, double best_s)
+{
+    for (int i = 0; i < n; i++) {
+        if (!check_passes(c, d, p, &candidate[i], range))
+            continue;
+        double s = time_algorithm(c, d, p, &candidate[i], range);
+        if (s < best_s) {
+            best_s = s;
+            p->algo[range] = candidate[i];
+        }
+    }
+    return best_s;
+}
+
+/* Replaces the standard algorithm in a range by a faster one with the same results. Up to 512 rows
+ * the library's first choice without split sums is at times ten times slower than another one
+ * (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer ranges; if it
+ * does not, all candidates are timed. */
+static void choose_algorithm(struct plan *p, struct cuda_device *d, const struct check *c,
+                             int range)
+{
+    cublasLtMatmulAlgo_t candidate[MAX_CANDIDATES];
+    int n = find_candidates(candidate, d, p, tuned_rows(range));
+    if (range_end[range] > c->n_rows) {
+        for (int i = 0; i < n; i++) {
+            if (check_passes(c, d, p, &candidate[i], range)) {
+                p->algo[range] = candidate[i];
+                break;
+            }
+        }
+        return;
+    }
+    double longer_s =
+        take_fastest(p, d, c, range, p->algo + range + 1, p->n_ranges - range - 1, 1e9);
+    double first_s = take_fastest(p, d, c, range, candidate, MIN(n, 1), longer_s);
+    if (first_s == longer_s)
+        take_fastest(p, d, c, range, candidate + 1, n - 1, longer_s);
+}
+
+/* Fills in the algorithms of the first n_ranges ranges. */
+static int choose_algorithms(struct plan *p, struct cuda_device *d, const void *w, int n_ranges)
+{
+    cublasLtMatmulAlgo_t candidate[MAX_CANDIDATES];
+    struct check c;
+    int standard = 0;
+    p->n_ranges = n_ranges;
+    int n = find_candidates(candidate, d, p, tuned_rows(n_ranges - 1));
+    int rc = check_open(&c, d, p, w);
+    while (rc == 0 && standard < n && !try_standard(p, d, &c, &candidate[standard]))
+        standard++;
+    p->plain = standard == n;
+    for (int range = n_ranges - 2; rc == 0 && !p->plain && range >= 0; range--)
+        choose_algorithm(p, d, &c, range);
+    check_close(&c, d);
+    if (p->plain)
+        log_debug("products of [%d, %d] %s matrices take the plain kernel", p->n_out, p->n_in,
+                  dtype_name(d->base.act_dtype));
+    return rc;
+}
+
+static struct plan *find_plan(const struct cuda_linear *l, int n_out, int n_in,
+                              enum dtype out_dtype)
+{
+    for (size_t i = 0; i < l->n_plans; i++) {
+        struct plan *p = &l->plan[i];
+        if (p->n_out == n_out && p->n_in == n_in && p->out_dtype == out_dtype)
+            return p;
+    }
+    return NULL;
+}
+
+static int range_of(int n_rows)
+{
+    int range = 0;
+    while (n_rows > range_end[range])
+        range++;
+    return range;
+}
+
+/* A plan for up to max_rows rows, made when it is not there. NULL with an error. */
+static struct plan *get_plan(struct cuda_device *d, const struct shape *shape, enum dtype out_dtype,
+                             int max_rows)
+{
+    struct cuda_linear *l = d->linear;
+    struct plan *p = find_plan(l, shape->n_out, shape->n_in, out_dtype);
+    int n_ranges = range_of(max_rows) + 1;
+    if (p && p->n_ranges >= n_ranges)
+        return p;
+    if (!p) {
+        array_reserve(&l->plan, &l->plan_capacity, l->n_plans + 1, sizeof(*l->plan));
+        p = &l->plan[l->n_plans++];
+        plan_init(p, shape->n_out, shape->n_in, out_dtype);
+    }
+    return choose_algorithms(p, d, shape->data, n_ranges) == 0 ? p : NULL;
+}
+
+void cuda_linear_add_weight(struct cuda_device *d, const struct weight *w)
+{
+    struct cuda_linear *l = d->linear;
+    size_t i = 0;
+    while (i < l->n_shapes && (l->shape[i].n_out != w->n_out || l->shape[i].n_in != w->n_in))
+        i++;
+    if (i == l->n_shapes) {
+        array_reserve(&l->shape, &l->shape_capacity, l->n_shapes + 1, sizeof(*l->shape));
+        l->n_shapes++;
+    }
+    l->shape[i].n_out = w->n_out;
+    l->shape[i].n_in = w->n_in;
+    l->shape[i].data = w->data;
+}
+
+void cuda_linear_remove_weight(struct cuda_device *d, const struct weight *w)
+{
+    struct cuda_linear *l = d->linear;
+    for (size_t i = 0; i < l->n_shapes; i++) {
+        if (l->shape[i].data == w->data)
+            l->shape[i].data = NULL;
+    }
+}
+
+int cuda_linear_reserve(struct cuda_device *d, const struct step_limits *limits)
+{
+    struct cuda_linear *l = d->linear;
+    for (size_t i = 0; i < l->n_shapes; i++) {
+        const struct shape *s = &l->shape[i];
+        bool logits = s->n_out == limits->vocab;
+        if (s->data && !get_plan(d, s, logits ? DTYPE_F32 : d->base.act_dtype,
+                                 logits ? limits->max_rows : limits->max_tokens))
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- the plain kernel ---- */
+
+#define TILE 16
+
+/* y = x W^T: a block takes TILE x TILE of y, a thread one element, whose products it adds in order.
+ */
+template <typename Out, typename T>
+static __global__ void plain_kernel(Out *y, const T *x, const T *w, int n_rows, int n_out, int n_in)
+{
+    __shared__ float x_tile[TILE][TILE + 1], w_tile[TILE][TILE + 1];
+    int row = blockIdx.y * TILE + threadIdx.y, w_row = blockIdx.x * TILE + threadIdx.y;
+    int column = blockIdx.x * TILE + threadIdx.x;
+    float sum = 0;
+    for (int first = 0; first < n_in; first += TILE) {
+        int k = first + threadIdx.x;
+        bool inside = k < n_in;
+        x_tile[threadIdx.y][threadIdx.x] =
+            inside && row < n_rows ? to_float(x[(size_t)row * n_in + k]) : 0;
+        w_tile[threadIdx.y][threadIdx.x] =
+            inside && w_row < n_out ? to_float(w[(size_t)w_row * n_in + k]) : 0;
+        __syncthreads();
+        for (int i = 0; i < TILE; i++)
+            sum += x_tile[threadIdx.y][i] * w_tile[threadIdx.x][i];
+        __syncthreads();
+    }
+    if (row < n_rows && column < n_out)
+        y[(size_t)row * n_out + column] = from_float<Out>(sum);
+}
+
+static void multiply_plain(const struct cuda_device *d, const struct plan *p, void *y,
+                           const void *x, const void *w, int n_rows)
+{
+    dim3 block(TILE, TILE);
+    dim3 grid((unsigned)CEIL_DIV(p->n_out, TILE), (unsigned)CEIL_DIV(n_rows, TILE));
+    CUDA_DISPATCH(d->base.act_dtype, T, {
+        if (p->out_dtype == DTYPE_F32)
+            plain_kernel<<<grid, block, 0, d->stream>>>((float *)y, (const T *)x, (const T *)w,
+                                                        n_rows, p->n_out, p->n_in);
+        else
+            plain_kernel<<<grid, block, 0, d->stream>>>((T *)y, (const T *)x, (const T *)w, n_rows,
+                                                        p->n_out, p->n_in);
+    });
+    CUDA_CHECK_LAUNCH();
+}
+
+/* ---- the operation ---- */
+
+/* y: [n_rows, n_out] */
+template <typename T>
+static __global__ void add_bias_kernel(T *y, const float *bias, int n_out, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        y[i] = from_float<T>(to_float(y[i]) + bias[i % n_out]);
+}
+
+void cuda_linear(struct device *device, const struct linear_args *args)
+{
+    const int n_threads = 256;
+    struct cuda_device *d = cuda_device(device);
+    const struct weight *w = args->weight;
+    if (args->n_rows == 0)
+        return;
+    const struct shape shape = {w->n_out, w->n_in, w->data};
+    struct plan *p = get_plan(d, &shape, args->out_dtype, args->n_rows);
+    if (!p)
+        die("%s", err_get());
+    bool aligned = ((size_t)args->x | (size_t)args->out) % ALIGNMENT_BYTES == 0;
+    assert(p->plain || aligned);
+    if (p->plain)
+        multiply_plain(d, p, args->out, args->x, w->data, args->n_rows);
+    else
+        CUBLAS_CHECK(multiply(d, p, args->out, args->x, w->data, args->n_rows,
+                              &p->algo[range_of(args->n_rows)]));
+    if (!args->bias)
+        return;
+    size_t n = (size_t)args->n_rows * (size_t)w->n_out;
+    CUDA_DISPATCH(
+        args->out_dtype, T,
+        add_bias_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
+            (T *)args->out, args->bias, w->n_out, n));
+    CUDA_CHECK_LAUNCH();
+}

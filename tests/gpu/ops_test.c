@@ -1,0 +1,789 @@
+/* ops_test.c - the operations of the CUDA backend, attention excepted, against naive double
+ * precision and against the CPU; that a row does not notice the rows beside it; that a recorded
+ * step does what the direct one does.
+ *
+ * Needs a GPU and quire_cuda.so beside the program or in ../lib/quire; skips itself otherwise.
+ */
+#include "tests/ops_reference.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Relative errors: of rounding to the type, and of an f32 sum against the sum of magnitudes. */
+static const double rounding[DTYPE_N] = {0x1p-23, 0x1p-8, 0x1p-11};
+#define SUM_ERROR     2e-6
+#define SMALLEST_STEP 0x1p-24 /* of float16 */
+
+static struct device *open_gpu(enum dtype act_dtype)
+{
+    const struct backend *backend = backend_find(DEVICE_CUDA);
+    struct device *device =
+        backend ? backend->open(&(struct device_options){.act_dtype = act_dtype}) : NULL;
+    if (!device) {
+        print_message("%s\n", err_get());
+        skip();
+    }
+    return device;
+}
+
+static void reserve(struct device *device, int max_tokens, int max_rows, int vocab)
+{
+    struct step_limits limits = {
+        .max_tokens = max_tokens,
+        .max_seqs = 8,
+        .max_rows = max_rows,
+        .max_kv_len = 64,
+        .max_width = 4096,
+        .vocab = vocab,
+        .shape = {4, 2, 64, 16, DTYPE_BF16},
+    };
+    assert_int_equal(device->ops->reserve(device, &limits), 0);
+}
+
+/* Random numbers that the type holds exactly. */
+static float *random_of(enum dtype dtype, size_t n, float amplitude, uint64_t seed)
+{
+    float *x = random_floats(n, amplitude, seed);
+    reference_round_all(dtype, x, n);
+    return x;
+}
+
+/* The same for a matrix of a real model: a million of them, repeated with an odd period. */
+static float *random_large(enum dtype dtype, size_t n, float amplitude, uint64_t seed)
+{
+    const size_t period = 999983;
+    float *base = random_of(dtype, period, amplitude, seed), *x = xmalloc(n * sizeof(*x));
+    for (size_t at = 0; at < n; at += period)
+        memcpy(x + at, base, MIN(period, n - at) * sizeof(*x));
+    free(base);
+    return x;
+}
+
+static void *to_device_as(struct device *device, enum dtype dtype, const float *x, size_t n)
+{
+    void *encoded = reference_encode(dtype, x, n);
+    void *memory = to_device(device, encoded, n * dtype_bytes(dtype));
+    free(encoded);
+    return memory;
+}
+
+/* Elements of device memory; the caller frees. */
+static float *to_host_as(struct device *device, enum dtype dtype, const void *memory, size_t n)
+{
+    void *raw = to_host(device, memory, n * dtype_bytes(dtype));
+    float *x = xmalloc(n * sizeof(*x));
+    for (size_t i = 0; i < n; i++)
+        x[i] = reference_decode(dtype, raw, i);
+    free(raw);
+    return x;
+}
+
+/* ---- linear ---- */
+
+static struct weight load_weight(struct device *device, const float *w, int n_out, int n_in,
+                                 enum dtype source)
+{
+    struct weight weight = {.dtype = device->act_dtype, .n_in = n_in};
+    size_t n = (size_t)n_out * (size_t)n_in;
+    char *rows = reference_encode(source, w, n);
+    int first = n_out / 3;
+    struct weight_part parts[] = {
+        {rows, source, first},
+        {rows + (size_t)first * (size_t)n_in * dtype_bytes(source), source, n_out - first}};
+    assert_int_equal(device->ops->weight_load(device, &weight, parts, 2), 0);
+    assert_int_equal(weight.n_out, n_out);
+    free(rows);
+    return weight;
+}
+
+static void check_product(struct device *device, const int shape[3], enum dtype source,
+                          enum dtype out_dtype)
+{
+    enum dtype act = device->act_dtype;
+    size_t n_x = (size_t)shape[0] * (size_t)shape[2], n_w = (size_t)shape[1] * (size_t)shape[2];
+    size_t n = (size_t)shape[0] * (size_t)shape[1];
+    float *x = random_of(act, n_x, 1, 1), *w = random_of(source, n_w, 0.5f, 2);
+    float *bias = random_floats((size_t)shape[1], 1, 3);
+    struct weight weight = load_weight(device, w, shape[1], shape[2], source);
+    reference_round_all(act, w, n_w);
+    void *device_x = to_device_as(device, act, x, n_x);
+    float *device_bias = to_device(device, bias, (size_t)shape[1] * sizeof(float));
+    void *out = device->ops->alloc(device, n * 4);
+    struct linear_args args = {out, device_x, &weight, device_bias, shape[0], out_dtype};
+    device->ops->linear(device, &args);
+    float *got = to_host_as(device, out_dtype, out, n);
+    double *expected = xcalloc(n, sizeof(double)), *magnitude = xcalloc(n, sizeof(double));
+    reference_linear(expected, magnitude, x, w, bias, shape);
+    char what[96];
+    snprintf(what, sizeof(what), "linear %s of %s to %s %dx%dx%d", dtype_name(act),
+             dtype_name(source), dtype_name(out_dtype), shape[0], shape[1], shape[2]);
+    /* Rounded before and after the bias is added. */
+    for (size_t i = 0; i < n; i++)
+        assert_near(got[i], expected[i],
+                    SUM_ERROR * magnitude[i] +
+                        rounding[out_dtype] *
+                            (2 * fabs(expected[i]) + fabs(bias[i % (size_t)shape[1]])),
+                    what, i);
+    device->ops->free(device, device_x);
+    device->ops->free(device, device_bias);
+    device->ops->free(device, out);
+    device->ops->weight_free(device, &weight);
+    free(x);
+    free(w);
+    free(bias);
+    free(got);
+    free(expected);
+    free(magnitude);
+}
+
+static void linear_is_the_product_for_every_shape_and_type(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1, 64, 64},   {3, 128, 172},   {17, 512, 64}, {37, 257, 1024},
+                                    {5, 344, 128}, {1, 1024, 3072}, {3, 17, 5},    {150, 96, 640}};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+            for (enum dtype source = 0; source < DTYPE_N; source++)
+                check_product(device, shapes[i], source, source == act ? DTYPE_F32 : act);
+        }
+        device->ops->close(device);
+    }
+}
+
+/* Products of the first m rows, for each m of the list, are the first m rows of the product of all,
+ * as are those of the last row alone. */
+static void check_rows(struct device *device, int n_out, int n_in, enum dtype out_dtype, int max_m,
+                       bool every_m)
+{
+    static const int some[] = {1, 2, 7, 16, 17, 33, 64, 65, 128, 129, 256, 257, 299};
+    size_t n_w = (size_t)n_out * (size_t)n_in, row_bytes = (size_t)n_out * dtype_bytes(out_dtype);
+    float *x = random_of(device->act_dtype, (size_t)max_m * (size_t)n_in, 1, 4);
+    float *w = random_large(device->act_dtype, n_w, 0.1f, 5);
+    struct weight weight = load_weight(device, w, n_out, n_in, device->act_dtype);
+    reserve(device, max_m, max_m, out_dtype == DTYPE_F32 ? n_out : 7);
+    char *device_x = to_device_as(device, device->act_dtype, x, (size_t)max_m * (size_t)n_in);
+    void *out = device->ops->alloc(device, (size_t)max_m * row_bytes);
+    struct linear_args args = {out, device_x, &weight, NULL, max_m, out_dtype};
+    device->ops->linear(device, &args);
+    char *all = to_host(device, out, (size_t)max_m * row_bytes), what[96];
+    for (int i = 0; i < (every_m ? max_m : (int)ARRAY_LEN(some)); i++) {
+        args.n_rows = every_m ? i + 1 : some[i];
+        device->ops->linear(device, &args);
+        char *got = to_host(device, out, (size_t)args.n_rows * row_bytes);
+        snprintf(what, sizeof(what), "%d of %d rows, %dx%d %s", args.n_rows, max_m, n_out, n_in,
+                 dtype_name(device->act_dtype));
+        if (memcmp(got, all, (size_t)args.n_rows * row_bytes) != 0)
+            fail_msg("%s: bits differ", what);
+        free(got);
+    }
+    /* Rows of x that are not aligned are not handed to the backend alone. */
+    size_t last_x = (size_t)(max_m - 1) * (size_t)n_in * dtype_bytes(device->act_dtype);
+    args.x = device_x + (last_x % 64 == 0 ? last_x : 0);
+    args.n_rows = last_x % 64 == 0 ? 1 : max_m;
+    device->ops->linear(device, &args);
+    char *last = to_host(device, (char *)out + (size_t)(args.n_rows - 1) * row_bytes, row_bytes);
+    assert_memory_equal(last, all + (size_t)(max_m - 1) * row_bytes, row_bytes);
+    device->ops->free(device, device_x);
+    device->ops->free(device, out);
+    device->ops->weight_free(device, &weight);
+    free(last);
+    free(all);
+    free(x);
+    free(w);
+}
+
+static void a_row_of_linear_does_not_depend_on_the_number_of_rows(void **state)
+{
+    (void)state;
+    static const int shapes[][2] = {{4096, 1024}, {1024, 2048}, {6144, 1024},  {1024, 3072},
+                                    {6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}};
+    struct device *device = open_gpu(DTYPE_BF16);
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+        check_rows(device, shapes[i][0], shapes[i][1], DTYPE_BF16, 300, i < 4);
+    check_rows(device, 151936, 1024, DTYPE_F32, 300, false);
+    check_rows(device, 1024, 3072, DTYPE_BF16, 2100, false);
+    device->ops->close(device);
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        device = open_gpu(act);
+        check_rows(device, 1024, 2048, act, 300, true);
+        check_rows(device, 172, 64, act, 300, true);
+        check_rows(device, 64, 172, act, 300, true);
+        check_rows(device, 512, 64, DTYPE_F32, 300, true);
+        device->ops->close(device);
+    }
+}
+
+/* ---- rows ---- */
+
+static void embed_and_gather_pick_rows(void **state)
+{
+    (void)state;
+    enum { VOCAB = 99, N = 5 };
+    static const int token[N] = {0, 98, -2, 33, -1}, sampled[] = {41, 7},
+                     id[N] = {0, 98, 7, 33, 41};
+    static const int order[] = {4, 4, 0, 3}, dims[] = {1024, 172, 5};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        int *device_token = to_device(device, token, sizeof(token));
+        int *device_sampled = to_device(device, sampled, sizeof(sampled));
+        int *device_order = to_device(device, order, sizeof(order));
+        for (size_t c = 0; c < ARRAY_LEN(dims); c++) {
+            size_t dim = (size_t)dims[c], bytes = dim * sizeof(float);
+            float *w = random_of(act, VOCAB * dim, 1, 6);
+            struct weight table = load_weight(device, w, VOCAB, dims[c], DTYPE_F32);
+            void *x = device->ops->alloc(device, N * bytes);
+            void *picked = device->ops->alloc(device, N * bytes);
+            device->ops->embed(device, x, &table, device_token, device_sampled, N);
+            device->ops->gather(device, picked, x, device_order, ARRAY_LEN(order), dims[c]);
+            float *rows = to_host_as(device, act, x, N * dim);
+            float *gathered = to_host_as(device, act, picked, ARRAY_LEN(order) * dim);
+            for (size_t t = 0; t < N; t++)
+                assert_same_bits(rows + t * dim, w + (size_t)id[t] * dim, bytes, "embed");
+            for (size_t t = 0; t < ARRAY_LEN(order); t++)
+                assert_same_bits(gathered + t * dim, rows + (size_t)order[t] * dim, bytes,
+                                 "gather");
+            device->ops->free(device, x);
+            device->ops->free(device, picked);
+            device->ops->weight_free(device, &table);
+            free(w);
+            free(rows);
+            free(gathered);
+        }
+        device->ops->free(device, device_token);
+        device->ops->free(device, device_sampled);
+        device->ops->free(device, device_order);
+        device->ops->close(device);
+    }
+}
+
+static void check_norm(struct device *device, int n_rows, int dim, bool with_delta)
+{
+    enum dtype act = device->act_dtype;
+    size_t n = (size_t)n_rows * (size_t)dim;
+    float *x = random_of(act, n, 2, 7), *delta = random_of(act, n, 1, 8);
+    float *gain = random_floats((size_t)dim, 1.5f, 9);
+    void *residual = to_device_as(device, act, x, n),
+         *device_delta = to_device_as(device, act, delta, n);
+    void *out = device->ops->alloc(device, n * sizeof(float));
+    float *device_gain = to_device(device, gain, (size_t)dim * sizeof(float));
+    device->ops->add_rmsnorm(device, out, residual, with_delta ? device_delta : NULL, device_gain,
+                             n_rows, dim, 1e-6f);
+    float *sum = to_host_as(device, act, residual, n), *got = to_host_as(device, act, out, n);
+    double *row = xcalloc((size_t)dim, sizeof(double)),
+           *expected = xcalloc((size_t)dim, sizeof(double));
+    char what[96];
+    snprintf(what, sizeof(what), "norm %s %dx%d", dtype_name(act), n_rows, dim);
+    for (size_t r = 0; r < (size_t)n_rows; r++) {
+        for (size_t i = 0; i < (size_t)dim; i++) {
+            size_t at = r * (size_t)dim + i;
+            row[i] = with_delta ? reference_round(act, x[at] + delta[at]) : x[at];
+            assert_near(sum[at], row[i], 0, what, at);
+        }
+        reference_rmsnorm(expected, row, gain, dim, 1e-6);
+        for (size_t i = 0; i < (size_t)dim; i++)
+            assert_near(got[r * (size_t)dim + i], expected[i],
+                        (rounding[act] + 1e-6) * fabs(expected[i]) + SMALLEST_STEP, what, i);
+    }
+    device->ops->free(device, residual);
+    device->ops->free(device, device_delta);
+    device->ops->free(device, out);
+    device->ops->free(device, device_gain);
+    free(x);
+    free(delta);
+    free(gain);
+    free(sum);
+    free(got);
+    free(row);
+    free(expected);
+}
+
+static void add_rmsnorm_adds_rounds_and_scales(void **state)
+{
+    (void)state;
+    static const int dims[] = {1, 64, 128, 172, 1024, 1030, 4096, 12288}, rows[] = {1, 3, 17};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        for (size_t i = 0; i < ARRAY_LEN(dims); i++) {
+            for (size_t r = 0; r < ARRAY_LEN(rows); r++)
+                check_norm(device, rows[r], dims[i], r != 1);
+        }
+        device->ops->close(device);
+    }
+}
+
+static void silu_mul_gates(void **state)
+{
+    (void)state;
+    static const int dims[] = {1, 172, 3072, 64}, rows[] = {1, 3, 17};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        for (size_t c = 0; c < ARRAY_LEN(dims) * ARRAY_LEN(rows); c++) {
+            size_t dim = (size_t)dims[c / ARRAY_LEN(rows)],
+                   n_rows = (size_t)rows[c % ARRAY_LEN(rows)];
+            float *x = random_of(act, 2 * n_rows * dim, 12, 10);
+            void *gate_up = to_device_as(device, act, x, 2 * n_rows * dim);
+            void *out = device->ops->alloc(device, n_rows * dim * sizeof(float));
+            device->ops->silu_mul(device, out, gate_up, (int)n_rows, (int)dim);
+            float *got = to_host_as(device, act, out, n_rows * dim);
+            for (size_t i = 0; i < n_rows * dim; i++) {
+                size_t at = i / dim * 2 * dim + i % dim;
+                double expected = reference_silu(x[at]) * x[at + dim];
+                assert_near(got[i], expected, (rounding[act] + 1e-6) * fabs(expected) + 1e-7,
+                            "silu_mul", i);
+            }
+            device->ops->free(device, gate_up);
+            device->ops->free(device, out);
+            free(x);
+            free(got);
+        }
+        device->ops->close(device);
+    }
+}
+
+/* ---- rope_cache ---- */
+
+struct rope_case {
+    struct attention_shape shape;
+    bool norm;
+    int n_tokens;
+};
+
+enum { ROPE_BLOCKS = 9, ROPE_BLOCK_SIZE = 4, ROPE_POSITIONS = 32 };
+#define ROPE_THETA 10000.0
+
+static float *rope_table(int head_dim)
+{
+    int half = head_dim / 2;
+    float *table = xcalloc(ROPE_POSITIONS * (size_t)head_dim, sizeof(*table));
+    for (int p = 0; p < ROPE_POSITIONS; p++) {
+        for (int j = 0; j < half; j++) {
+            double angle = p * pow(ROPE_THETA, -2.0 * j / head_dim);
+            table[p * head_dim + j] = (float)cos(angle);
+            table[p * head_dim + half + j] = (float)sin(angle);
+        }
+    }
+    return table;
+}
+
+/* Token t is at position (3 t + 1) % 32 and in slot (5 t) % 36; the last has none. */
+static int slot_of(const struct rope_case *c, int t)
+{
+    return t == c->n_tokens - 1 && t > 0 ? -1 : 5 * t % (ROPE_BLOCKS * ROPE_BLOCK_SIZE);
+}
+
+static int position_of(int t)
+{
+    return (3 * t + 1) % ROPE_POSITIONS;
+}
+
+static void check_head(const struct rope_case *c, const float *x, const float *gain, int token,
+                       const float *got, double tolerance, const char *what)
+{
+    size_t d = (size_t)c->shape.head_dim;
+    double *head = xcalloc(d, sizeof(double));
+    for (size_t i = 0; i < d; i++)
+        head[i] = x[i];
+    if (c->norm && gain)
+        reference_rmsnorm(head, head, gain, c->shape.head_dim, 1e-6);
+    if (gain)
+        reference_rope(head, c->shape.head_dim, position_of(token), ROPE_THETA);
+    for (size_t i = 0; i < d; i++)
+        assert_near(got[i], head[i], tolerance * fabs(head[i]) + 2e-6, what, i);
+    free(head);
+}
+
+static size_t cache_at(const struct rope_case *c, int slot, int head)
+{
+    size_t block = (size_t)(slot / ROPE_BLOCK_SIZE), offset = (size_t)(slot % ROPE_BLOCK_SIZE);
+    size_t row = (block * (size_t)c->shape.n_kv_heads + (size_t)head) * ROPE_BLOCK_SIZE + offset;
+    return row * (size_t)c->shape.head_dim;
+}
+
+static void check_rope(struct device *device, const struct rope_case *c)
+{
+    const struct attention_shape *s = &c->shape;
+    enum dtype act = device->act_dtype;
+    size_t d = (size_t)s->head_dim, heads = (size_t)(s->n_heads + 2 * s->n_kv_heads);
+    size_t n = (size_t)c->n_tokens * heads * d;
+    size_t n_cache = (size_t)ROPE_BLOCKS * ROPE_BLOCK_SIZE * (size_t)s->n_kv_heads * d;
+    float *x = random_of(act, n, 2, 11), *table = rope_table(s->head_dim);
+    float *gain = random_floats(2 * d, 1, 12);
+    int position[64], slot[64];
+    for (int t = 0; t < c->n_tokens; t++) {
+        position[t] = position_of(t);
+        slot[t] = slot_of(c, t);
+    }
+    float *device_gain = to_device(device, gain, 2 * d * sizeof(float));
+    float *zeros = xcalloc(n_cache, sizeof(float));
+    struct batch batch = {.n_tokens = c->n_tokens,
+                          .position = to_device(device, position, sizeof(position)),
+                          .slot = to_device(device, slot, sizeof(slot))};
+    struct rope_cache_args args = {
+        .qkv = to_device_as(device, act, x, n),
+        .q_gain = c->norm ? device_gain : NULL,
+        .k_gain = c->norm ? device_gain + d : NULL,
+        .rope = to_device(device, table, ROPE_POSITIONS * d * sizeof(float)),
+        .norm_eps = 1e-6f,
+        .kv = {to_device_as(device, s->kv_dtype, zeros, n_cache),
+               to_device_as(device, s->kv_dtype, zeros, n_cache)},
+        .shape = *s,
+        .batch = &batch,
+    };
+    device->ops->rope_cache(device, &args);
+    float *qkv = to_host_as(device, act, args.qkv, n);
+    float *k = to_host_as(device, s->kv_dtype, args.kv.k, n_cache);
+    float *v = to_host_as(device, s->kv_dtype, args.kv.v, n_cache);
+    double q_error = rounding[act] + 3e-6, kv_error = rounding[s->kv_dtype] + 3e-6;
+    for (int t = 0; t < c->n_tokens; t++) {
+        const float *in = x + (size_t)t * heads * d, *out = qkv + (size_t)t * heads * d;
+        for (int h = 0; h < s->n_heads; h++)
+            check_head(c, in + (size_t)h * d, gain, t, out + (size_t)h * d, q_error, "rope q");
+        for (int h = 0; h < s->n_kv_heads && slot[t] >= 0; h++) {
+            const float *in_k = in + (size_t)(s->n_heads + h) * d;
+            size_t at = cache_at(c, slot[t], h);
+            check_head(c, in_k, gain + d, t, k + at, kv_error, "rope k");
+            check_head(c, in_k + (size_t)s->n_kv_heads * d, NULL, t, v + at, kv_error, "rope v");
+        }
+    }
+    size_t stored = 0, expected = (size_t)(c->n_tokens > 1 ? c->n_tokens - 1 : 1);
+    for (size_t i = 0; i < n_cache; i += d)
+        stored += v[i] != 0 || v[i + 1] != 0;
+    assert_int_equal(stored, expected * (size_t)s->n_kv_heads);
+    const void *memory[] = {batch.position, batch.slot, args.qkv, device_gain,
+                            args.rope,      args.kv.k,  args.kv.v};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        device->ops->free(device, (void *)(uintptr_t)memory[i]);
+    free(x);
+    free(table);
+    free(gain);
+    free(zeros);
+    free(qkv);
+    free(k);
+    free(v);
+}
+
+static void rope_cache_normalises_rotates_and_stores(void **state)
+{
+    (void)state;
+    static const int head_dims[] = {8, 64, 80, 96, 128, 256, 6}, tokens[] = {1, 3, 17};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        for (size_t i = 0; i < ARRAY_LEN(head_dims) * ARRAY_LEN(tokens); i++) {
+            struct rope_case c = {
+                .shape = {5, 1 + (int)i % 2 * 2, head_dims[i / 3], ROPE_BLOCK_SIZE,
+                          (enum dtype)(i % 3)},
+                .norm = i % 2 == 0,
+                .n_tokens = tokens[i % 3],
+            };
+            c.shape.n_heads = c.shape.n_kv_heads * 2;
+            check_rope(device, &c);
+        }
+        device->ops->close(device);
+    }
+}
+
+/* ---- sampling ---- */
+
+static const struct sample_row sampling_cases[] = {
+    {.temperature = 0, .top_p = 1},
+    {.temperature = 1, .top_p = 1},
+    {.temperature = 0.6f, .top_p = 1},
+    {.temperature = 1.5f, .top_p = 1, .top_k = 1},
+    {.temperature = 1, .top_p = 1, .top_k = 20},
+    {.temperature = 1, .top_p = 0.9f},
+    {.temperature = 0.8f, .top_p = 0.95f, .top_k = 50},
+    {.temperature = 1, .top_p = 1, .min_p = 0.05f},
+    {.temperature = 0.7f, .top_p = 0.8f, .top_k = 100, .min_p = 0.1f},
+    {.temperature = 1, .top_p = 0},
+    {.temperature = 0.01f, .top_p = 1},
+};
+
+/* Samples n rows; each has its own seed and index, its lane is in reverse order. */
+static int *sample_rows(struct device *device, const float *logits, int n, int vocab,
+                        const struct sample_row *setting)
+{
+    struct sample_row *rows = xcalloc((size_t)n, sizeof(*rows));
+    for (int i = 0; i < n; i++) {
+        rows[i] = *setting;
+        rows[i].seed = 1000003u * (uint64_t)i;
+        rows[i].index = 77 + i % 5;
+        rows[i].lane = n - 1 - i;
+    }
+    reserve(device, 16, n, vocab);
+    float *device_logits = to_device(device, logits, (size_t)n * (size_t)vocab * sizeof(float));
+    struct sample_args args = {
+        .sampled = device->ops->alloc(device, (size_t)n * sizeof(int)),
+        .logits = device_logits,
+        .row = to_device(device, rows, (size_t)n * sizeof(*rows)),
+        .n_rows = n,
+        .vocab = vocab,
+    };
+    device->ops->sample(device, &args);
+    int *sampled = to_host(device, args.sampled, (size_t)n * sizeof(int));
+    device->ops->free(device, device_logits);
+    device->ops->free(device, args.sampled);
+    device->ops->free(device, (void *)(uintptr_t)args.row);
+    free(rows);
+    return sampled;
+}
+
+/* Logits with equal ones among them, a few that cannot be drawn, and a peak. */
+static float *make_logits(int n, int vocab, float amplitude, bool same_rows)
+{
+    size_t row = (size_t)vocab, total = (size_t)n * row;
+    float *logits = random_floats(same_rows ? row : total, amplitude, 13);
+    for (size_t i = 0; i < (same_rows ? row : total); i++)
+        logits[i] = roundf(logits[i] * 64) / 64;
+    if (same_rows) {
+        logits = xrealloc(logits, total * sizeof(float));
+        for (size_t r = 1; r < (size_t)n; r++)
+            memcpy(logits + r * row, logits, row * sizeof(float));
+    }
+    for (size_t r = 0; r < (size_t)n; r++) {
+        logits[r * row + 3] = -INFINITY;
+        logits[r * row + 5] = NAN;
+        logits[r * row + row / 2] = amplitude * 1.25f;
+    }
+    return logits;
+}
+
+static void draws_have_the_exact_distribution(void **state)
+{
+    (void)state;
+    enum { VOCAB = 515, N = 20000 };
+    struct device *device = open_gpu(DTYPE_BF16);
+    float *logits = make_logits(N, VOCAB, 3, true);
+    double *p = xcalloc(VOCAB, sizeof(double));
+    for (size_t c = 1; c < ARRAY_LEN(sampling_cases); c++) {
+        int *sampled = sample_rows(device, logits, N, VOCAB, &sampling_cases[c]),
+            count[VOCAB] = {0};
+        double chi = 0, degrees = 0;
+        reference_sampling(p, logits, VOCAB, &sampling_cases[c]);
+        for (int i = 0; i < N; i++)
+            count[sampled[i]]++;
+        for (int i = 0; i < VOCAB; i++) {
+            double expected = p[i] * N, sigma = sqrt(expected * (1 - p[i]));
+            if (p[i] == 0)
+                assert_int_equal(count[i], 0);
+            assert_near(count[i], expected, 5 * sigma + 5, "draws", (size_t)i);
+            chi += expected > 5 ? (count[i] - expected) * (count[i] - expected) / expected : 0;
+            degrees += expected > 5;
+        }
+        assert_true(chi < degrees + 5 * sqrt(2 * degrees) + 1);
+        free(sampled);
+    }
+    free(p);
+    free(logits);
+    device->ops->close(device);
+}
+
+static void draws_are_those_of_the_cpu(void **state)
+{
+    (void)state;
+    static const int vocabs[] = {7, 512, 2048, 4097, 151936};
+    struct device *gpu = open_gpu(DTYPE_BF16);
+    struct device *cpu = backend_cpu.open(&(struct device_options){0});
+    for (size_t v = 0; v < ARRAY_LEN(vocabs); v++) {
+        int n = vocabs[v] > 100000 ? 24 : 1000, different = 0, drawn = 0;
+        float *logits = make_logits(n, vocabs[v], 4, false);
+        for (size_t c = 0; c < ARRAY_LEN(sampling_cases); c++) {
+            int *a = sample_rows(gpu, logits, n, vocabs[v], &sampling_cases[c]);
+            int *b = sample_rows(cpu, logits, n, vocabs[v], &sampling_cases[c]);
+            for (int i = 0; i < n; i++)
+                different += a[i] != b[i];
+            drawn += n;
+            int *one = sample_rows(gpu, logits, 1, vocabs[v], &sampling_cases[c]);
+            assert_int_equal(one[0], a[n - 1]);
+            free(one);
+            free(a);
+            free(b);
+        }
+        print_message("vocabulary %d: %d of %d draws differ from the CPU's\n", vocabs[v], different,
+                      drawn);
+        assert_true(different <= drawn / 200);
+        free(logits);
+    }
+    cpu->ops->close(cpu);
+    gpu->ops->close(gpu);
+}
+
+static void rows_that_hold_nothing_give_a_token_and_padding_none(void **state)
+{
+    (void)state;
+    enum { VOCAB = 33 };
+    struct device *device = open_gpu(DTYPE_BF16);
+    reserve(device, 16, 4, VOCAB);
+    float logits[4][VOCAB];
+    struct sample_row rows[4];
+    int sampled[4] = {-7, -7, -7, -7};
+    for (int r = 0; r < 4; r++) {
+        rows[r] = (struct sample_row){.temperature = 1, .top_p = r == 2 ? 0.5f : 1, .lane = r};
+        for (int i = 0; i < VOCAB; i++)
+            logits[r][i] = r == 0 ? NAN : r == 1 ? -INFINITY : i == 9 || i == 20 ? INFINITY : 0;
+    }
+    rows[3].lane = -1;
+    struct sample_args args = {.sampled = to_device(device, sampled, sizeof(sampled)),
+                               .logits = to_device(device, logits, sizeof(logits)),
+                               .row = to_device(device, rows, sizeof(rows)),
+                               .n_rows = 4,
+                               .vocab = VOCAB};
+    device->ops->sample(device, &args);
+    device->ops->download(device, sampled, args.sampled, sizeof(sampled));
+    assert_int_equal(sampled[0], 0);
+    assert_int_equal(sampled[1], 0);
+    assert_true(sampled[2] == 9 || sampled[2] == 20);
+    assert_int_equal(sampled[3], -7);
+    device->ops->free(device, args.sampled);
+    device->ops->free(device, (void *)(uintptr_t)args.logits);
+    device->ops->free(device, (void *)(uintptr_t)args.row);
+    device->ops->close(device);
+}
+
+/* ---- recording, transfers, refusals ---- */
+
+/* One step of a tiny network: norm, product, gate, product to logits, sample. */
+struct step {
+    void *residual, *normed, *wide, *gated, *logits;
+    float *gain;
+    int *sampled;
+    struct sample_row *rows;
+    struct weight up, head;
+};
+
+enum { STEP_ROWS = 5, STEP_DIM = 128, STEP_FFN = 192, STEP_VOCAB = 1000 };
+
+static void run_step(struct device *device, const struct step *s)
+{
+    const struct backend *ops = device->ops;
+    ops->add_rmsnorm(device, s->normed, s->residual, NULL, s->gain, STEP_ROWS, STEP_DIM, 1e-6f);
+    ops->linear(device, &(struct linear_args){s->wide, s->normed, &s->up, NULL, STEP_ROWS,
+                                              device->act_dtype});
+    ops->silu_mul(device, s->gated, s->wide, STEP_ROWS, STEP_FFN);
+    ops->linear(device,
+                &(struct linear_args){s->logits, s->gated, &s->head, NULL, STEP_ROWS, DTYPE_F32});
+    ops->sample(device,
+                &(struct sample_args){s->sampled, s->logits, s->rows, STEP_ROWS, STEP_VOCAB});
+}
+
+static void a_recorded_step_does_what_the_direct_one_does(void **state)
+{
+    (void)state;
+    struct device *device = open_gpu(DTYPE_BF16);
+    const struct backend *ops = device->ops;
+    float *up = random_of(DTYPE_BF16, 2 * STEP_FFN * STEP_DIM, 0.2f, 14);
+    float *head = random_of(DTYPE_BF16, STEP_VOCAB * STEP_FFN, 0.2f, 15);
+    float *gain = random_floats(STEP_DIM, 1, 16);
+    struct sample_row rows[STEP_ROWS];
+    for (int i = 0; i < STEP_ROWS; i++)
+        rows[i] =
+            (struct sample_row){.seed = 5, .temperature = 1, .top_p = 0.9f, .index = i, .lane = i};
+    struct step s = {
+        .residual = ops->alloc(device, STEP_ROWS * STEP_DIM * 2),
+        .normed = ops->alloc(device, STEP_ROWS * STEP_DIM * 2),
+        .wide = ops->alloc(device, STEP_ROWS * STEP_FFN * 2 * 2),
+        .gated = ops->alloc(device, STEP_ROWS * STEP_FFN * 2),
+        .logits = ops->alloc(device, STEP_ROWS * STEP_VOCAB * 4),
+        .gain = to_device(device, gain, sizeof(float) * STEP_DIM),
+        .sampled = ops->alloc(device, STEP_ROWS * sizeof(int)),
+        .rows = to_device(device, rows, sizeof(rows)),
+        .up = load_weight(device, up, 2 * STEP_FFN, STEP_DIM, DTYPE_BF16),
+        .head = load_weight(device, head, STEP_VOCAB, STEP_FFN, DTYPE_BF16),
+    };
+    reserve(device, 64, 8, STEP_VOCAB);
+    assert_true(ops->graph_begin(device)); /* before any of the kernels was ever launched */
+    run_step(device, &s);
+    struct graph *graph = ops->graph_end(device);
+    assert_non_null(graph);
+    for (uint64_t round = 0; round < 5; round++) {
+        float *x = random_of(DTYPE_BF16, STEP_ROWS * STEP_DIM, 2, 17 + round);
+        void *encoded = reference_encode(DTYPE_BF16, x, STEP_ROWS * STEP_DIM);
+        ops->upload(device, s.residual, encoded, STEP_ROWS * STEP_DIM * 2);
+        ops->graph_run(device, graph);
+        char *logits = to_host(device, s.logits, STEP_ROWS * STEP_VOCAB * 4);
+        int *sampled = to_host(device, s.sampled, STEP_ROWS * sizeof(int));
+        run_step(device, &s);
+        char *direct_logits = to_host(device, s.logits, STEP_ROWS * STEP_VOCAB * 4);
+        int *direct = to_host(device, s.sampled, STEP_ROWS * sizeof(int));
+        assert_same_bits(logits, direct_logits, STEP_ROWS * STEP_VOCAB * 4, "graph");
+        assert_memory_equal(sampled, direct, STEP_ROWS * sizeof(int));
+        free(x);
+        free(encoded);
+        free(logits);
+        free(sampled);
+        free(direct_logits);
+        free(direct);
+    }
+    ops->graph_free(device, graph);
+    ops->graph_free(device, NULL);
+    void *memory[] = {s.residual, s.normed, s.wide, s.gated, s.logits, s.gain, s.sampled, s.rows};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        ops->free(device, memory[i]);
+    ops->weight_free(device, &s.up);
+    ops->weight_free(device, &s.head);
+    ops->close(device);
+    free(up);
+    free(head);
+    free(gain);
+}
+
+static void bytes_arrive_as_they_were_sent(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {1, 4097, (4u << 20) - 1, (4u << 20) + 3, 21u << 20, 12};
+    struct device *device = open_gpu(DTYPE_F32);
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        char *sent = xmalloc(sizes[i]);
+        for (size_t b = 0; b < sizes[i]; b++)
+            sent[b] = (char)(b * 31 + b / 257 + i);
+        char *memory = to_device(device, sent, sizes[i]);
+        char *twin = device->ops->alloc(device, sizes[i]);
+        device->ops->copy(device, twin, memory, sizes[i]);
+        char *got = to_host(device, twin, sizes[i]);
+        assert_memory_equal(got, sent, sizes[i]);
+        device->ops->free(device, memory);
+        device->ops->free(device, twin);
+        free(sent);
+        free(got);
+    }
+    device->ops->close(device);
+}
+
+static void what_cannot_be_had_is_refused_with_a_reason(void **state)
+{
+    (void)state;
+    struct device *device = open_gpu(DTYPE_F32);
+    assert_null(device->ops->alloc(device, (size_t)1 << 50));
+    assert_error(ERR_RESOURCE, "not enough GPU memory");
+    float x = 1;
+    void *memory = to_device(device, &x, sizeof(x)); /* the refusal leaves the device usable */
+    device->ops->free(device, memory);
+    assert_null(device->ops->open(&(struct device_options){.index = 99}));
+    assert_error(ERR_CONFIG, "there is no GPU 99");
+    const struct device_info *info = &device->info;
+    print_message("%s, %s, driver %s, CUDA %s, %zu of %zu bytes free\n", info->name, info->isa,
+                  info->driver, info->runtime, info->free_bytes, info->memory_bytes);
+    assert_true(info->compute_major >= 7 && info->free_bytes > 0);
+    device->ops->close(device);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_cannot_be_had_is_refused_with_a_reason),
+        cmocka_unit_test(bytes_arrive_as_they_were_sent),
+        cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
+        cmocka_unit_test(embed_and_gather_pick_rows),
+        cmocka_unit_test(add_rmsnorm_adds_rounds_and_scales),
+        cmocka_unit_test(silu_mul_gates),
+        cmocka_unit_test(rope_cache_normalises_rotates_and_stores),
+        cmocka_unit_test(draws_have_the_exact_distribution),
+        cmocka_unit_test(draws_are_those_of_the_cpu),
+        cmocka_unit_test(rows_that_hold_nothing_give_a_token_and_padding_none),
+        cmocka_unit_test(a_recorded_step_does_what_the_direct_one_does),
+        cmocka_unit_test(a_row_of_linear_does_not_depend_on_the_number_of_rows),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
