@@ -49,6 +49,8 @@ struct gemm_tile {
 #define FLASH_ROWS 16
 #define FLASH_KEYS 64
 
+#define SAMPLE_BLOCK 1024 /* weights that are summed before the sum goes on in double */
+
 struct flash_piece {
     int seq, kv_head;
     int first_row, n_rows; /* rows count (token, head of the group), heads fastest */
@@ -73,9 +75,12 @@ struct cpu_kernels {
                          float *scratch);
     /* Lowest id of the largest logit; NaN counts as smaller than everything. */
     int (*argmax)(const float *logits, int n);
-    /* weight[i] = exp((logits[i] - largest) / temperature), zero for a NaN */
-    void (*softmax_weights)(float *weight, const float *logits, int n, float largest,
-                            float temperature);
+    /* weight[i] = exp((logits[i] - largest) / temperature), 0 for a NaN; block_sum[b]: the sum of
+     * the b-th SAMPLE_BLOCK weights */
+    void (*sample_weights)(float *weight, double *block_sum, const float *logits, int n,
+                           float largest, float temperature);
+    /* Writes the i with weight[i] >= floor, ascending, into id[n]; returns their number. */
+    int (*sample_collect)(int *id, const float *weight, int n, float floor);
 };
 
 extern const struct cpu_kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512,

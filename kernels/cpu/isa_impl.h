@@ -19,5 +19,6 @@ const struct cpu_kernels ISA_TABLE = {
     .attend_eager = attend_eager,
     .attend_flash = attend_flash,
     .argmax = argmax,
-    .softmax_weights = softmax_weights,
+    .sample_weights = sample_weights,
+    .sample_collect = sample_collect,
 };
