@@ -19,8 +19,9 @@ CUDA_OBJ     := $(patsubst %.cu,$(BUILD)/obj/%.o,$(CUDA_SRC))
 CUDA_LIBRARY := $(BUILD)/quire_cuda.so
 CUDA_FOLDER  := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 
+CUDA_PTX     := -gencode=arch=compute_80,code=compute_80
 CUDA_CODE    := $(foreach arch,$(CUDA_ARCHS),-gencode=arch=compute_$(arch),code=sm_$(arch)) \
-                $(if $(filter 80,$(CUDA_ARCHS)),-gencode=arch=compute_80,code=compute_80)
+                $(if $(filter 80,$(CUDA_ARCHS)),$(CUDA_PTX))
 CUDA_COMPILE := -std=c++17 -O3 -lineinfo -I. $(CUDA_CODE) -Werror=all-warnings \
                 -Xcompiler=-fPIC,-fopenmp,-fvisibility=hidden,-Wall,-Wextra
 # cuBLASLt is of another folder on each machine: beside the library, or where CUDA is here.
@@ -55,7 +56,7 @@ $(patsubst %.cu,$(BUILD)/obj/%.o,$(filter %.cu,$(GPU_TEST_SRC))): $(BUILD)/obj/%
 	@$(NVCC) $(CUDA_COMPILE) -MMD -MP -c -o $@ $<
 
 # A .cu test calls the backend's own functions, a .c test the table in quire_cuda.so.
-$(GPU_TESTS): $(BUILD)/gpu-tests/%: $(BUILD)/obj/tests/gpu/%.o $(TESTING) $(LIBQUIRE) $(CUDA_OBJ)
+$(GPU_TESTS): $(BUILD)/gpu-tests/%: $(BUILD)/obj/tests/gpu/%.o $(LIBTESTING) $(LIBQUIRE) $(CUDA_OBJ)
 	@mkdir -p $(@D)
 	@echo "  link     $@"
 	@$(NVCC) -cudart=static -Xcompiler=-fopenmp -Xlinker=-export-dynamic \

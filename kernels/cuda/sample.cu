@@ -21,6 +21,7 @@
 
 #include <float.h>
 #include <limits.h>
+#include <math_constants.h>
 
 #define CHUNK         8192
 #define CHUNK_THREADS 256
@@ -28,6 +29,8 @@
 #define ROW_WARPS     (ROW_THREADS / CUDA_WARP)
 #define MAX_CHUNKS    ROW_THREADS
 #define PER_THREAD    (CHUNK / ROW_THREADS)
+#define BATCH         16 /* logits that a thread has under way */
+#define WARP_STEP     (BATCH * CUDA_WARP)
 
 #define MASS_BITS 44
 #define X_LEAST   (-30.4f) /* of (logit - largest) / temperature: below it masses end */
@@ -219,10 +222,9 @@ struct row_view {
 enum measure { TOKENS, MASSES };
 
 /* Whether a token is kept and its q = -x, a fixed-point number, lies in [low, high]. */
-static __device__ __forceinline__ bool is_kept(const struct row_view *r, int id, uint32_t low,
-                                               uint32_t high, float *x, uint32_t *q)
+static __device__ __forceinline__ bool is_kept(const struct row_view *r, int id, float logit,
+                                               uint32_t low, uint32_t high, float *x, uint32_t *q)
 {
-    float logit = id < r->vocab ? r->logits[id] : -FLT_MAX;
     if (!(logit >= r->floor))
         return false;
     logit = clean(logit);
@@ -240,13 +242,23 @@ static __device__ __forceinline__ float floor_of(const struct row_view *r, uint3
     return r->largest + x / r->inverse - fabsf(r->largest) * 1e-6f;
 }
 
+/* The logits of ids first, first + stride, ...: loaded together, because no load may pass the
+ * atomics and branches that follow; NaN beyond the last. */
+static __device__ __forceinline__ void load_batch(float logit[BATCH], const struct row_view *r,
+                                                  int first, int stride)
+{
+#pragma unroll
+    for (int i = 0; i < BATCH; i++)
+        logit[i] = first + i * stride < r->vocab ? r->logits[first + i * stride] : CUDART_NAN_F;
+}
+
 /* What a token counts in a search: among those whose q lies in [low, high]. */
-static __device__ __forceinline__ mass_t counted(const struct row_view *r, int id,
+static __device__ __forceinline__ mass_t counted(const struct row_view *r, int id, float logit,
                                                  enum measure measure, uint32_t low, uint32_t high)
 {
     float x;
     uint32_t q;
-    if (!is_kept(r, id, low, high, &x, &q))
+    if (!is_kept(r, id, logit, low, high, &x, &q))
         return 0;
     return measure == MASSES ? mass_of(x) : 1;
 }
@@ -267,14 +279,19 @@ static __device__ mass_t sum_chunks(struct row_memory *memory, struct row_view *
     r->floor = floor_of(r, high);
     int lane = threadIdx.x % CUDA_WARP, n_chunks = CEIL_DIV(r->vocab, CHUNK);
     __syncthreads();
-    for (int c = threadIdx.x / CUDA_WARP; c < n_chunks; c += ROW_WARPS) {
+    if (threadIdx.x < n_chunks)
+        memory->chunk[threadIdx.x] = 0;
+    __syncthreads();
+    for (int at = threadIdx.x / CUDA_WARP * WARP_STEP; at < r->vocab; at += ROW_WARPS * WARP_STEP) {
+        float logit[BATCH];
         mass_t sum = 0;
-#pragma unroll 8
-        for (int i = lane; i < CHUNK; i += CUDA_WARP)
-            sum += counted(r, c * CHUNK + i, measure, low, high);
+        load_batch(logit, r, at + lane, CUDA_WARP);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            sum += counted(r, at + lane + i * CUDA_WARP, logit[i], measure, low, high);
         sum = warp_total<CUDA_WARP>(sum);
-        if (lane == 0)
-            memory->chunk[c] = sum;
+        if (lane == 0 && sum > 0)
+            atomicAdd(&memory->chunk[at / CHUNK], sum);
     }
     __syncthreads();
     return block_reduce<false, ROW_THREADS>(threadIdx.x < n_chunks ? memory->chunk[threadIdx.x] : 0,
@@ -308,8 +325,11 @@ static __device__ int find_id(struct row_memory *memory, const struct row_view *
     struct crossing at =
         block_cross(threadIdx.x < n_chunks ? memory->chunk[threadIdx.x] : 0, target, memory->board);
     mass_t mass[PER_THREAD];
-    for (int i = 0; i < PER_THREAD; i++)
-        mass[i] = counted(r, at.thread * CHUNK + threadIdx.x * PER_THREAD + i, measure, low, high);
+    for (int i = 0; i < PER_THREAD; i++) {
+        int id = at.thread * CHUNK + threadIdx.x * PER_THREAD + i;
+        float logit = id < r->vocab ? r->logits[id] : CUDART_NAN_F;
+        mass[i] = counted(r, id, logit, measure, low, high);
+    }
     return find_in_chunk(memory, mass, at.thread, at.rest);
 }
 
@@ -340,12 +360,15 @@ static __device__ void count_digits(struct row_memory *memory, struct row_view *
     for (int i = threadIdx.x; i < N_BINS; i += ROW_THREADS)
         memory->low[i] = memory->high[i] = 0;
     __syncthreads();
-#pragma unroll 8
-    for (int id = threadIdx.x; id < r->vocab; id += ROW_THREADS) {
-        float x;
+    for (int first = threadIdx.x; first < r->vocab; first += BATCH * ROW_THREADS) {
+        float logit[BATCH], x;
         uint32_t q;
-        if (is_kept(r, id, low, high, &x, &q))
-            add_to_bin(memory, (int)((q - prefix) >> shift), measure, x);
+        load_batch(logit, r, first, ROW_THREADS);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            if (is_kept(r, first + i * ROW_THREADS, logit[i], low, high, &x, &q))
+                add_to_bin(memory, (int)((q - prefix) >> shift), measure, x);
+        }
     }
     __syncthreads();
 }
