@@ -50,7 +50,7 @@ TEST_SRC    := $(sort $(wildcard tests/test_*.c))
 BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
 FUZZ_SRC    := $(sort $(wildcard tests/fuzz_*.c))
 EXAMPLE_SRC := $(sort $(wildcard examples/*.c))
-TESTING_SRC := $(filter-out $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC),$(sort $(wildcard tests/*.c)))
+TESTING_SRC := $(filter-out tests/test_% tests/bench_% tests/fuzz_%,$(sort $(wildcard tests/*.c)))
 ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) \
                $(EXAMPLE_SRC) $(TESTING_SRC)
 
@@ -112,9 +112,10 @@ ubsan: ## unit tests under UndefinedBehaviorSanitizer (build/ubsan)
 
 # GCC's OpenMP runtime is not instrumented, so its barriers look like races: one OpenMP thread leaves
 # the threads that quire itself starts. setarch -R: new kernels map where ThreadSanitizer's shadow is.
-tsan: ## unit tests under ThreadSanitizer (build/tsan)
+THREADED = $(shell grep -lE 'pthread_create|engine_start' $(TEST_SRC))
+tsan: ## the unit tests that start threads, under ThreadSanitizer (build/tsan)
 	+@OMP_NUM_THREADS=1 TEST_WRAPPER="setarch $(MACHINE) -R" $(MAKE) --no-print-directory \
-	    BUILD=$(BUILD)/tsan $(SANITIZED) SANITIZE=-fsanitize=thread unit
+	    BUILD=$(BUILD)/tsan $(SANITIZED) SANITIZE=-fsanitize=thread TEST_SRC="$(THREADED)" unit
 
 FUZZ_S ?= 20
 fuzz: ## run each fuzz target for FUZZ_S=20 seconds (needs clang; build/fuzz keeps the corpora)
