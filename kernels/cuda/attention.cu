@@ -1,0 +1,81 @@
+/* attention.cu - the entry of attention: parameters, scratch, and which kernel runs. */
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention.h"
+
+#include <limits.h>
+
+static_assert(sizeof(struct attention_counters) % 256 == 0, "the scratch after it stays aligned");
+
+size_t cuda_attention_workspace(const struct step_limits *limits)
+{
+    const struct attention_shape *shape = &limits->shape;
+    /* A row of the block table may hold up to a block more than the longest sequence. */
+    int max_kv_len = limits->max_kv_len + shape->block_size;
+    struct cuda_device d;
+    cuda_device_read_limits(&d);
+    size_t floats = attention_eager_scratch(&d, max_kv_len);
+    if (attention_has_tiles(shape->head_dim))
+        floats = MAX(floats, attention_tiles_scratch(&d, shape, limits->max_seqs, max_kv_len));
+    return sizeof(struct attention_counters) + floats * sizeof(float);
+}
+
+static struct attention_params make_params(const struct cuda_device *d,
+                                           const struct attention_args *args)
+{
+    const struct attention_shape *s = &args->shape;
+    const struct batch *b = args->batch;
+    struct attention_params p = {};
+    p.out = args->out;
+    p.qkv = args->qkv;
+    p.k = args->kv.k;
+    p.v = args->kv.v;
+    p.q_start = b->q_start;
+    p.kv_len = b->kv_len;
+    p.block_table = b->block_table;
+    p.n_tokens = b->n_tokens;
+    p.n_seqs = b->n_seqs;
+    p.max_blocks = b->max_blocks;
+    p.n_heads = s->n_heads;
+    p.n_kv_heads = s->n_kv_heads;
+    p.head_dim = s->head_dim;
+    p.block_size = s->block_size;
+    p.block_elements = (size_t)s->n_kv_heads * s->block_size * s->head_dim;
+    p.heads_per_kv = s->n_heads / s->n_kv_heads;
+    p.window = args->window > 0 ? args->window : INT_MAX / 2;
+    p.scale_log2 = args->scale * 1.4426950408889634f; /* log2(e) */
+    p.act_dtype = d->base.act_dtype;
+    p.kv_dtype = s->kv_dtype;
+    p.counters = (struct attention_counters *)d->attention_workspace;
+    p.scratch = (float *)(p.counters + 1);
+    p.scratch_floats = (d->attention_workspace_bytes - sizeof *p.counters) / sizeof(float);
+    return p;
+}
+
+void cuda_attention(struct device *device, const struct attention_args *args)
+{
+    const struct cuda_device *d = cuda_device(device);
+    const struct batch *b = args->batch;
+    struct attention_params p = make_params(d, args);
+    assert(args->scale > 0 && p.n_heads % p.n_kv_heads == 0);
+    assert(d->attention_workspace_bytes > sizeof *p.counters);
+    assert(p.block_elements <= INT_MAX);
+    if (b->n_tokens == 0)
+        return;
+    bool is_f16 = p.act_dtype == DTYPE_F16 && p.kv_dtype == DTYPE_F16;
+    bool is_bf16 = p.act_dtype == DTYPE_BF16 && p.kv_dtype == DTYPE_BF16;
+    bool prefill = b->max_q_len > 1;
+    /* Sequences of one token: none when all bring max_q_len. */
+    bool decode = !prefill || b->n_tokens < b->n_seqs * b->max_q_len;
+    bool ampere = args->kind == ATTENTION_FLASH && d->base.info.compute_major >= 8;
+    bool has_tiles = attention_has_tiles(p.head_dim);
+    if (args->kind == ATTENTION_EAGER)
+        attention_eager(d, &p, b->max_blocks * p.block_size);
+    else if (ampere && is_bf16 && has_tiles)
+        attention_flash_bf16(d, &p, prefill, decode);
+    else if (ampere && is_f16 && has_tiles)
+        attention_flash_f16(d, &p, prefill, decode);
+    else if (is_f16 && has_tiles && p.head_dim <= TURING_MAX_HEAD_DIM)
+        attention_turing_f16(d, &p, prefill, decode);
+    else
+        attention_generic(d, &p);
+}

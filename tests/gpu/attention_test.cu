@@ -1,0 +1,467 @@
+/* attention_test.cu - attention on CUDA against double precision on the host, and its bit rule.
+ *
+ *   attention_test [--small]
+ *
+ * Per case: every kernel's rows against reference_attend(), with keys in shuffled blocks, NaN in
+ * every slot of the cache that no key is in and in every output before a run, and table entries
+ * beyond a sequence that lead outside the cache. Then the rows of a whole prefill of all sequences
+ * are compared bit for bit with those of the same sequences alone, in chunks of many sizes mixed
+ * with decodes, decoded together with padding, and with other block sizes. Prints a line per case;
+ * the exit code is 1 when any case fails. --small: short sequences, for compute-sanitizer.
+ */
+#include "tests/gpu/attention_device.cuh"
+
+extern "C" {
+#include "tests/ops_reference.h"
+}
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define MAX_SEQS   16
+#define MAX_PIECES (2 * MAX_SEQS)
+#define NO_BLOCK   (1 << 28)
+#define PADDING    (-1)
+
+struct test_case {
+    enum attention_kind kind;
+    enum dtype act_dtype, kv_dtype;
+    int n_heads, n_kv_heads, head_dim;
+    int block_size, other_block_size;
+    int window;
+    double tolerance; /* of the error's norm over the reference's */
+};
+
+#define BF16     DTYPE_BF16, DTYPE_BF16
+#define F16      DTYPE_F16, DTYPE_F16
+#define F32      DTYPE_F32, DTYPE_F32
+#define BF16_TOL 5e-3
+#define F16_TOL  8e-4
+#define F32_TOL  3e-6
+
+static const struct test_case cases[] = {
+    {ATTENTION_FLASH, BF16, 8, 2, 128, 16, 64, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 8, 2, 128, 256, 1, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 4, 4, 128, 4096, 16, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 8, 2, 128, 24, 4000, 100, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 8, 2, 128, 64, 10, 700, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 6, 2, 64, 16, 48, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 32, 2, 64, 64, 7, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 20, 1, 64, 32, 100, 65, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 4, 2, 80, 16, 33, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 24, 2, 96, 64, 16, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 8, 4, 256, 16, 5, 0, BF16_TOL},
+    {ATTENTION_FLASH, BF16, 4, 1, 256, 128, 16, 300, BF16_TOL},
+    {ATTENTION_FLASH, F16, 8, 2, 128, 16, 64, 0, F16_TOL},
+    {ATTENTION_FLASH, F16, 5, 1, 64, 8, 80, 50, F16_TOL},
+    {ATTENTION_FLASH, F16, 2, 2, 80, 64, 3, 0, F16_TOL},
+    {ATTENTION_FLASH, F16, 8, 1, 96, 1, 16, 0, F16_TOL},
+    {ATTENTION_FLASH, F16, 2, 1, 256, 16, 50, 0, F16_TOL},
+    {ATTENTION_MEMORY_EFFICIENT, F16, 8, 2, 128, 16, 64, 0, F16_TOL},
+    {ATTENTION_MEMORY_EFFICIENT, F16, 3, 1, 64, 64, 9, 90, F16_TOL},
+    {ATTENTION_MEMORY_EFFICIENT, F16, 4, 2, 80, 16, 32, 0, F16_TOL},
+    {ATTENTION_MEMORY_EFFICIENT, F16, 40, 2, 96, 32, 20, 0, F16_TOL},
+    {ATTENTION_MEMORY_EFFICIENT, F16, 2, 1, 256, 16, 64, 0, F16_TOL},
+    {ATTENTION_MEMORY_EFFICIENT, BF16, 4, 2, 128, 16, 64, 0, BF16_TOL},
+    {ATTENTION_FLASH, F32, 4, 2, 128, 16, 64, 0, F32_TOL},
+    {ATTENTION_FLASH, F32, 4, 4, 16, 16, 5, 40, F32_TOL},
+    {ATTENTION_FLASH, F32, 3, 1, 8, 7, 16, 0, F32_TOL},
+    {ATTENTION_FLASH, BF16, 4, 2, 40, 16, 64, 0, BF16_TOL},
+    {ATTENTION_FLASH, F32, 2, 1, 256, 64, 30, 0, F32_TOL},
+    {ATTENTION_FLASH, F32, 20, 1, 33, 16, 64, 0, F32_TOL},
+    {ATTENTION_FLASH, DTYPE_BF16, DTYPE_F16, 4, 2, 128, 16, 64, 0, BF16_TOL},
+    {ATTENTION_FLASH, DTYPE_F32, DTYPE_BF16, 4, 2, 64, 16, 64, 0, F32_TOL},
+    {ATTENTION_EAGER, BF16, 8, 2, 128, 16, 64, 0, BF16_TOL},
+    {ATTENTION_EAGER, F16, 4, 2, 80, 64, 5, 100, F16_TOL},
+    {ATTENTION_EAGER, F32, 2, 1, 200, 10, 64, 0, F32_TOL},
+    {ATTENTION_EAGER, F32, 3, 3, 8, 16, 1, 17, F32_TOL},
+};
+
+static const int lens[] = {1, 1100, 15, 64, 65, 130, 513, 2};
+static const int small_lens[] = {5, 67, 530};
+
+/* One sequence as the model would have it: numbers that the types hold exactly. */
+struct sequence {
+    int len;
+    float *q;                          /* [len, n_heads, head_dim]    */
+    float *k, *v;                      /* [len, n_kv_heads, head_dim] */
+    void *q_bytes, *k_bytes, *v_bytes; /* the same as act_dtype, kv_dtype                       */
+    void *whole; /* [len, n_heads, head_dim]: its rows in a whole prefill of all sequences */
+};
+
+struct fixture {
+    struct test_case c;
+    struct cuda_device device;
+    int n_seqs;
+    struct sequence seq[MAX_SEQS];
+    /* the cache */
+    int block_size, max_blocks, n_blocks;
+    int *table; /* [n_seqs, max_blocks] */
+    struct kv_layer kv;
+    /* what was compared */
+    int n_rows, n_wrong;
+};
+
+/* A piece of a batch: n tokens of a sequence from position `first` on. seq PADDING: one token
+ * without keys. */
+struct piece {
+    int seq, first, n;
+};
+
+static float scale_of(const struct test_case *c)
+{
+    return 1.0f / sqrtf((float)c->head_dim);
+}
+
+static size_t row_bytes(const struct fixture *f)
+{
+    return (size_t)f->c.n_heads * f->c.head_dim * dtype_bytes(f->c.act_dtype);
+}
+
+static float *random_rounded(size_t n, float amplitude, uint64_t seed, enum dtype dtype)
+{
+    float *x = random_floats(n, amplitude, seed);
+    reference_round_all(dtype, x, n);
+    return x;
+}
+
+static void sequence_init(struct sequence *s, const struct test_case *c, int len, uint64_t seed)
+{
+    size_t n_q = (size_t)len * c->n_heads * c->head_dim;
+    size_t n_k = (size_t)len * c->n_kv_heads * c->head_dim;
+    s->len = len;
+    s->q = random_rounded(n_q, 3, seed, c->act_dtype);
+    s->k = random_rounded(n_k, 2, seed + 1, c->kv_dtype);
+    s->v = random_rounded(n_k, 1, seed + 2, c->kv_dtype);
+    s->q_bytes = reference_encode(c->act_dtype, s->q, n_q);
+    s->k_bytes = reference_encode(c->kv_dtype, s->k, n_k);
+    s->v_bytes = reference_encode(c->kv_dtype, s->v, n_k);
+    s->whole = xmalloc(n_q * dtype_bytes(c->act_dtype));
+}
+
+static void sequence_free(struct sequence *s)
+{
+    void *memory[] = {s->q, s->k, s->v, s->q_bytes, s->k_bytes, s->v_bytes, s->whole};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        free(memory[i]);
+}
+
+/* ---- the cache ------------------------------------------------------------------------------ */
+
+static void shuffle(int *x, int n, uint64_t seed)
+{
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)(mix64(seed + (uint64_t)i) % (uint64_t)(i + 1)), swapped = x[i];
+        x[i] = x[j];
+        x[j] = swapped;
+    }
+}
+
+static void make_table(struct fixture *f)
+{
+    int longest = 0, used = 0;
+    f->n_blocks = 3;
+    for (int s = 0; s < f->n_seqs; s++) {
+        f->n_blocks += CEIL_DIV(f->seq[s].len, f->block_size);
+        longest = MAX(longest, f->seq[s].len);
+    }
+    f->max_blocks = CEIL_DIV(longest, f->block_size) + 1;
+    int *order = (int *)xcalloc(f->n_blocks, sizeof *order);
+    for (int i = 0; i < f->n_blocks; i++)
+        order[i] = i;
+    shuffle(order, f->n_blocks, (uint64_t)f->block_size);
+    f->table = (int *)xrealloc_array(f->table, (size_t)f->n_seqs * f->max_blocks, sizeof(int));
+    for (int s = 0; s < f->n_seqs; s++) {
+        for (int b = 0; b < f->max_blocks; b++) {
+            bool exists = b < CEIL_DIV(f->seq[s].len, f->block_size);
+            f->table[s * f->max_blocks + b] = exists ? order[used++] : NO_BLOCK;
+        }
+    }
+    free(order);
+}
+
+/* Keys (values) of all sequences in the cache's layout; all bits set, which is NaN in every type,
+ * elsewhere. */
+static void *make_cache(const struct fixture *f, bool values)
+{
+    int n_kv_heads = f->c.n_kv_heads;
+    size_t key_bytes = f->c.head_dim * dtype_bytes(f->c.kv_dtype);
+    size_t bytes = (size_t)f->n_blocks * n_kv_heads * f->block_size * key_bytes;
+    char *cache = (char *)xmalloc(bytes);
+    memset(cache, 0xff, bytes);
+    for (int s = 0; s < f->n_seqs; s++) {
+        const char *from = (const char *)(values ? f->seq[s].v_bytes : f->seq[s].k_bytes);
+        for (int i = 0; i < f->seq[s].len; i++) {
+            size_t block = (size_t)f->table[s * f->max_blocks + i / f->block_size];
+            for (int h = 0; h < n_kv_heads; h++, from += key_bytes) {
+                size_t row = (block * n_kv_heads + h) * f->block_size + i % f->block_size;
+                memcpy(cache + row * key_bytes, from, key_bytes);
+            }
+        }
+    }
+    void *device = gpu_copy_of(cache, bytes);
+    free(cache);
+    return device;
+}
+
+static void build_cache(struct fixture *f, int block_size)
+{
+    f->block_size = block_size;
+    make_table(f);
+    gpu_free(f->kv.k);
+    gpu_free(f->kv.v);
+    f->kv.k = make_cache(f, false);
+    f->kv.v = make_cache(f, true);
+    struct step_limits limits = {};
+    limits.max_tokens = 8192;
+    limits.max_seqs = MAX_PIECES;
+    limits.max_kv_len = f->max_blocks * block_size;
+    limits.shape = {f->c.n_heads, f->c.n_kv_heads, f->c.head_dim, block_size, f->c.kv_dtype};
+    attention_device_reserve(&f->device, &limits);
+}
+
+/* ---- running -------------------------------------------------------------------------------- */
+
+struct host_batch {
+    int q_start[MAX_PIECES + 1], kv_len[MAX_PIECES];
+    int *table; /* [n, max_blocks] */
+    unsigned char *qkv;
+    int n_tokens, max_q_len, max_kv_len;
+};
+
+static void host_batch_fill(struct host_batch *h, const struct fixture *f,
+                            const struct piece *piece, int n)
+{
+    size_t stride =
+        (size_t)(f->c.n_heads + 2 * f->c.n_kv_heads) * f->c.head_dim * dtype_bytes(f->c.act_dtype);
+    *h = {};
+    for (int i = 0; i < n; i++)
+        h->n_tokens += piece[i].n;
+    h->table = (int *)xcalloc((size_t)n * f->max_blocks, sizeof(int));
+    h->qkv = (unsigned char *)xmalloc(h->n_tokens * stride);
+    memset(h->qkv, 0xff, h->n_tokens * stride);
+    for (int i = 0, token = 0; i < n; i++) {
+        bool is_padding = piece[i].seq == PADDING;
+        h->q_start[i + 1] = h->q_start[i] + piece[i].n;
+        h->kv_len[i] = is_padding ? 0 : piece[i].first + piece[i].n;
+        h->max_q_len = MAX(h->max_q_len, piece[i].n);
+        h->max_kv_len = MAX(h->max_kv_len, h->kv_len[i]);
+        for (int b = 0; b < f->max_blocks; b++)
+            h->table[i * f->max_blocks + b] =
+                is_padding ? NO_BLOCK : f->table[piece[i].seq * f->max_blocks + b];
+        for (int t = 0; t < piece[i].n; t++, token++) {
+            if (!is_padding)
+                memcpy(h->qkv + token * stride,
+                       (char *)f->seq[piece[i].seq].q_bytes + (piece[i].first + t) * row_bytes(f),
+                       row_bytes(f));
+        }
+    }
+}
+
+/* The rows of a batch, [n_tokens, n_heads, head_dim] of act_dtype; the caller frees. */
+static unsigned char *run(struct fixture *f, const struct piece *piece, int n)
+{
+    struct host_batch h;
+    host_batch_fill(&h, f, piece, n);
+    size_t out_bytes = h.n_tokens * row_bytes(f);
+    size_t qkv_bytes = out_bytes / f->c.n_heads * (f->c.n_heads + 2 * f->c.n_kv_heads);
+    struct batch b = {};
+    b.n_tokens = h.n_tokens;
+    b.n_seqs = n;
+    b.max_blocks = f->max_blocks;
+    b.max_q_len = h.max_q_len;
+    b.max_kv_len = h.max_kv_len;
+    b.q_start = (int *)gpu_copy_of(h.q_start, (n + 1) * sizeof(int));
+    b.kv_len = (int *)gpu_copy_of(h.kv_len, n * sizeof(int));
+    b.block_table = (int *)gpu_copy_of(h.table, (size_t)n * f->max_blocks * sizeof(int));
+    struct attention_args args = {};
+    args.kind = f->c.kind;
+    args.out = gpu_alloc(out_bytes);
+    args.qkv = gpu_copy_of(h.qkv, qkv_bytes);
+    args.kv = f->kv;
+    args.shape = {f->c.n_heads, f->c.n_kv_heads, f->c.head_dim, f->block_size, f->c.kv_dtype};
+    args.scale = scale_of(&f->c);
+    args.window = f->c.window;
+    args.batch = &b;
+    CUDA_CHECK(cudaMemset(args.out, 0xff, out_bytes));
+    CUDA_CHECK(cudaDeviceSynchronize());
+    cuda_attention(&f->device.base, &args);
+    CUDA_CHECK(cudaStreamSynchronize(f->device.stream));
+    unsigned char *out = (unsigned char *)xmalloc(out_bytes);
+    CUDA_CHECK(cudaMemcpy(out, args.out, out_bytes, cudaMemcpyDeviceToHost));
+    const void *memory[] = {b.q_start, b.kv_len, b.block_table, args.out, args.qkv};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        gpu_free(memory[i]);
+    free(h.table);
+    free(h.qkv);
+    return out;
+}
+
+/* Runs a batch and compares its rows with those of the whole prefill; padding with zeros. */
+static void check_same(struct fixture *f, const struct piece *piece, int n, const char *what)
+{
+    unsigned char *out = run(f, piece, n), *row = out;
+    unsigned char *zeros = (unsigned char *)xcalloc(1, row_bytes(f));
+    for (int i = 0; i < n; i++) {
+        for (int t = 0; t < piece[i].n; t++, row += row_bytes(f)) {
+            const unsigned char *expected = zeros;
+            if (piece[i].seq != PADDING)
+                expected = (unsigned char *)f->seq[piece[i].seq].whole +
+                           (piece[i].first + t) * row_bytes(f);
+            f->n_rows++;
+            if (memcmp(row, expected, row_bytes(f)) == 0)
+                continue;
+            if (f->n_wrong++ == 0)
+                printf("    first difference: %s, sequence of %d, position %d\n", what,
+                       piece[i].seq == PADDING ? 0 : f->seq[piece[i].seq].len, piece[i].first + t);
+        }
+    }
+    free(out);
+    free(zeros);
+}
+
+/* ---- what is checked ------------------------------------------------------------------------ */
+
+static void run_whole(struct fixture *f)
+{
+    struct piece piece[MAX_SEQS];
+    for (int s = 0; s < f->n_seqs; s++)
+        piece[s] = {s, 0, f->seq[s].len};
+    unsigned char *out = run(f, piece, f->n_seqs), *row = out;
+    for (int s = 0; s < f->n_seqs; s++) {
+        memcpy(f->seq[s].whole, row, f->seq[s].len * row_bytes(f));
+        row += f->seq[s].len * row_bytes(f);
+    }
+    free(out);
+}
+
+/* Norm of the error over that of the reference, at a few positions of every sequence. NaN counts
+ * as infinite. */
+static double whole_error(const struct fixture *f)
+{
+    const struct test_case *c = &f->c;
+    double error = 0, norm = 0, expected[256];
+    for (int s = 0; s < f->n_seqs; s++) {
+        int len = f->seq[s].len, positions[] = {0, len / 3, len / 2, len - 2, len - 1};
+        for (size_t i = 0; i < ARRAY_LEN(positions); i++) {
+            int at = MAX(0, positions[i]);
+            for (int h = 0; h < c->n_heads; h++) {
+                size_t row = ((size_t)at * c->n_heads + h) * c->head_dim;
+                size_t kv_head = (size_t)(h / (c->n_heads / c->n_kv_heads)) * c->head_dim;
+                struct reference_attention a = {};
+                a.q = f->seq[s].q + row;
+                a.k = f->seq[s].k + kv_head;
+                a.v = f->seq[s].v + kv_head;
+                a.stride = (size_t)c->n_kv_heads * c->head_dim;
+                a.head_dim = c->head_dim;
+                a.first = c->window > 0 ? MAX(0, at + 1 - c->window) : 0;
+                a.last = at;
+                a.scale = scale_of(c);
+                reference_attend(expected, &a);
+                for (int d = 0; d < c->head_dim; d++) {
+                    double got = reference_decode(c->act_dtype, f->seq[s].whole, row + d);
+                    error += (got - expected[d]) * (got - expected[d]);
+                    norm += expected[d] * expected[d];
+                }
+            }
+        }
+    }
+    return isfinite(error) ? sqrt(error / norm) : INFINITY;
+}
+
+static void check_alone(struct fixture *f)
+{
+    for (int s = 0; s < f->n_seqs; s++) {
+        struct piece piece = {s, 0, f->seq[s].len};
+        check_same(f, &piece, 1, "alone");
+    }
+}
+
+/* All sequences side by side in chunks of their own, one of which is often a single token. */
+static void check_chunks(struct fixture *f)
+{
+    static const int sizes[] = {1, 64, 1, 17, 300, 2, 129, 1, 33, 512};
+    int done[MAX_SEQS] = {0};
+    for (int step = 0;; step++) {
+        struct piece piece[MAX_SEQS];
+        int n = 0;
+        for (int s = 0; s < f->n_seqs; s++) {
+            int left = f->seq[s].len - done[s];
+            int size = MIN(left, sizes[(size_t)(3 * s + step) % ARRAY_LEN(sizes)]);
+            if (size > 0)
+                piece[n++] = {s, done[s], size};
+            done[s] += size;
+        }
+        if (n == 0)
+            return;
+        check_same(f, piece, n, "in chunks");
+    }
+}
+
+/* Decodes of the last tokens side by side, with padding between; then of one token alone at places
+ * around the borders of tiles and chunks. */
+static void check_decodes(struct fixture *f)
+{
+    static const int places[] = {0, 62, 63, 64, 127, 510, 511, 512, 1023, 1024, 1025, 1535, 1536};
+    struct piece piece[MAX_PIECES];
+    for (int s = 0; s < f->n_seqs; s++) {
+        piece[2 * s] = {s, f->seq[s].len - 1, 1};
+        piece[2 * s + 1] = {PADDING, 0, 1};
+    }
+    check_same(f, piece, 2 * f->n_seqs, "decoded together");
+    for (int s = 0; s < f->n_seqs; s++) {
+        for (size_t i = 0; i < ARRAY_LEN(places); i++) {
+            struct piece one = {s, places[i], 1};
+            if (places[i] < f->seq[s].len)
+                check_same(f, &one, 1, "decoded alone");
+        }
+    }
+}
+
+static bool check_case(const struct test_case *c, const int *seq_lens, int n_seqs)
+{
+    struct fixture f = {};
+    f.c = *c;
+    f.n_seqs = n_seqs;
+    attention_device_open(&f.device, c->act_dtype);
+    for (int s = 0; s < n_seqs; s++)
+        sequence_init(&f.seq[s], c, seq_lens[s], (uint64_t)(100 * s + 7));
+    build_cache(&f, c->block_size);
+    run_whole(&f);
+    double error = whole_error(&f);
+    check_alone(&f);
+    check_chunks(&f);
+    check_decodes(&f);
+    build_cache(&f, c->other_block_size);
+    check_alone(&f);
+    check_decodes(&f);
+    bool good = error < c->tolerance && f.n_wrong == 0;
+    printf("%-4s %-16s %-8s kv %-8s heads %2d/%d x %3d block %4d and %4d window %3d | error %.1e | "
+           "%d of %d rows differ\n",
+           good ? "ok" : "FAIL", attention_name(c->kind), dtype_name(c->act_dtype),
+           dtype_name(c->kv_dtype), c->n_heads, c->n_kv_heads, c->head_dim, c->block_size,
+           c->other_block_size, c->window, error, f.n_wrong, f.n_rows);
+    fflush(stdout);
+    for (int s = 0; s < n_seqs; s++)
+        sequence_free(&f.seq[s]);
+    free(f.table);
+    gpu_free(f.kv.k);
+    gpu_free(f.kv.v);
+    attention_device_close(&f.device);
+    return good;
+}
+
+int main(int argc, char **argv)
+{
+    bool small = argc > 1 && strcmp(argv[1], "--small") == 0;
+    int n_failed = 0;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        if (small)
+            n_failed += !check_case(&cases[i], small_lens, ARRAY_LEN(small_lens));
+        else
+            n_failed += !check_case(&cases[i], lens, ARRAY_LEN(lens));
+    }
+    printf("%d of %d cases failed\n", n_failed, (int)ARRAY_LEN(cases));
+    return n_failed > 0;
+}
