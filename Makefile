@@ -127,7 +127,7 @@ lint: ## format, include directions, banned calls, sizes, and a build with clang
 	@BUILD=$(BUILD) MAKE="$(MAKE)" tests/lint.sh
 
 format: ## clang-format every tracked C file
-	git ls-files '*.c' '*.h' | xargs clang-format -i
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
 install: all ## install below DESTDIR/PREFIX (default /usr/local)
 	install -D -m 755 $(BUILD)/quire $(DESTDIR)$(PREFIX)/bin/quire

@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.." || exit 2
 BUILD=${BUILD:-build}
 MAKE=${MAKE:-make}
 readonly CLANG_FORMAT_MAJOR=14 # other versions break lines in other places
+readonly C_FILES=('*.c' '*.h' '*.cu' '*.cuh')
 readonly MAX_FILE_LINES=800
 readonly MAX_FUNCTION_LINES=70
 
@@ -46,7 +47,7 @@ skip()
 
 format_differs()
 {
-    tracked '*.c' '*.h' | xargs -P "$(nproc)" -n 8 clang-format --dry-run -Werror 2>&1 |
+    tracked "${C_FILES[@]}" | xargs -P "$(nproc)" -n 8 clang-format --dry-run -Werror 2>&1 |
         grep 'error:'
 }
 
@@ -87,19 +88,20 @@ code_lines()
 banned_calls()
 {
     local names='strcpy|strcat|sprintf|vsprintf|gets|strtok|atoi|atol|atoll|atof|system|rand|srand'
-    mapfile -t files < <(tracked '*.c' '*.h')
+    mapfile -t files < <(tracked "${C_FILES[@]}")
     code_lines "${files[@]}" | grep -E "(^|[^A-Za-z0-9_>.])($names)\("
 }
 
 # includes FOLDER ALLOWED: quoted includes of a folder's files that do not match the regex.
 includes()
 {
-    tracked "$1/*.c" "$1/*.h" | xargs -r grep -nE '^#include "' /dev/null | grep -vE "\"($2)\""
+    tracked "${C_FILES[@]/#/$1/}" | xargs -r grep -nE '^#include "' /dev/null |
+        grep -vE "\"($2)\""
 }
 
 include_directions()
 {
-    includes kernels 'kernels/[a-z0-9_/]+\.(h|inc)|engine/util\.h'
+    includes kernels 'kernels/[a-z0-9_/]+\.(h|cuh)|engine/util\.h'
     includes engine 'engine/[a-z0-9_]+\.h|kernels/backend\.h'
     includes runner 'runner/[a-z0-9_]+\.h|engine/(engine|util|chat|tokenizer)\.h|kernels/backend\.h'
     includes examples 'engine/engine\.h'
@@ -122,7 +124,7 @@ library_headers()
 
 long_files()
 {
-    tracked '*.c' '*.h' '*.sh' | xargs wc -l |
+    tracked "${C_FILES[@]}" '*.sh' | xargs wc -l |
         awk -v max=$MAX_FILE_LINES '$2 != "total" && $1 > max {
             print $2 ":1: " $1 " lines, at most " max }'
 }
@@ -132,7 +134,7 @@ long_files()
 long_functions()
 {
     # shellcheck disable=SC2016 # $0 is awk's
-    tracked '*.c' '*.h' | xargs awk -v max=$MAX_FUNCTION_LINES '
+    tracked "${C_FILES[@]}" | xargs awk -v max=$MAX_FUNCTION_LINES '
         FNR == 1 { comment = ""; in_comment = 0; body = 0 }
         body {
             if ($0 ~ /^}/) {
@@ -152,7 +154,7 @@ long_functions()
 
 tabs_and_trailing_blanks()
 {
-    tracked '*.c' '*.h' '*.inc' '*.sh' '*.md' '*.yaml' '*.py' .ci/run |
+    tracked "${C_FILES[@]}" '*.sh' '*.md' '*.yaml' '*.py' .ci/run |
         xargs grep -nE "$(printf '\t')| +\$" /dev/null | cut -c 1-120
     tracked Makefile | xargs -r grep -nE '[[:blank:]]+$' /dev/null
 }
@@ -160,14 +162,14 @@ tabs_and_trailing_blanks()
 unfinished_words()
 {
     # The brackets keep this line from finding itself.
-    tracked '*.c' '*.h' '*.inc' '*.sh' '*.md' '*.yaml' Makefile |
+    tracked "${C_FILES[@]}" '*.sh' '*.md' '*.yaml' Makefile |
         xargs grep -nE '(^|[^A-Za-z])(TOD[O]|FIXM[E]|XX[X])([^A-Za-z]|$)' /dev/null
 }
 
 clang_build()
 {
     "$MAKE" --no-print-directory -j"$(nproc)" CC=clang OPT=-O0 BUILD="$BUILD/clang" objects 2>&1 |
-        grep -vE '^  compile|^make'
+        grep -vE '^  compile|^make|^quire:'
 }
 
 clang_has_openmp()
