@@ -15,19 +15,19 @@ prepare()
 {
     cd .. || exit 2
     local data=${QUIRE_TEST_DATA:-../shared/data} to=build/gpu program library
-    make CUDA_ARCHS="${CUDA_ARCHS:-90a}" all test-binaries || exit 1
+    make CUDA_ARCHS="${CUDA_ARCHS:-90a}" all test-binaries gpu-tests || exit 1
     rm -rf $to
     mkdir -p $to/lib $to/tests $to/data/models $to/tests/golden
     cp build/quire build/quire_cuda.so $to/
     for program in test_engine test_forward; do
-        cp build/tests/$program $to/tests/
+        cp build/tests/$program $to/
     done
     for program in build/gpu-tests/*; do
-        [ -x "$program" ] && cp "$program" $to/tests/
+        [ -x "$program" ] && cp "$program" $to/
     done
-    strip $to/quire $to/tests/test_* 2>/dev/null
+    strip $to/quire $to/test_* 2>/dev/null
     for library in libcmocka libyaml libjansson libutf8proc libpcre2-8; do
-        ldd $to/tests/test_engine $to/quire | awk -v name=$library 'index($1, name) { print $3; exit }' |
+        ldd $to/test_engine $to/quire | awk -v name=$library 'index($1, name) { print $3; exit }' |
             xargs -r -I{} cp -L {} $to/lib/
     done
     cp -r configs tests/golden $to/ && mv $to/golden $to/tests/
@@ -60,11 +60,15 @@ part_tests()
     local program
     export QUIRE_TEST_DEVICE=cuda QUIRE_TEST_DATA=$PWD/data
     for program in test_forward test_engine; do
-        tests/$program >"$OUT/$program.log" 2>&1
+        ./$program >"$OUT/$program.log" 2>&1
         check $program $?
         grep -E '^\[  FAILED|ERROR|SKIPPED' "$OUT/$program.log" | head -n 8
     done
     unset QUIRE_TEST_DEVICE
+    for program in ops_test attention_test; do
+        ./$program >"$OUT/$program.log" 2>&1
+        check $program $?
+    done
 }
 
 # hash_run NAME ARGS...: runs the matrix's config into its own database and prints its hashes' hash.
@@ -97,7 +101,7 @@ batch-256 --set engine.max_num_seqs=256
 chunk-64 --set engine.max_num_batched_tokens=64
 chunk-2048 --set engine.max_num_batched_tokens=2048
 chunk-8192 --set engine.max_num_batched_tokens=8192
-small-pool --set engine.num_kv_blocks=24
+small-pool --set engine.num_kv_blocks=10
 no-prefix-cache --set engine.enable_prefix_caching=false
 blocks-of-16 --set engine.block_size=16
 not-recorded --set engine.enforce_eager=true
@@ -147,7 +151,7 @@ part_workloads()
         check "workload $name" $rc
         grep -E 'first token|WARNING|quire:' "$OUT/workload_$name.log"
         ./quire results "$OUT/workload_$name.db" --format md --sql "select experiments.name,
-            attention_used, n_samples, output_tokens, round(run_s, 3) as run_s,
+            attention_used, attempts.n_samples, output_tokens, round(run_s, 3) as run_s,
             round(output_tps) as output_tps, round(total_tps) as total_tps, steps,
             round(batch_seqs_mean, 1) as mean_batch, round(load_s, 2) as load_s,
             round(init_s, 2) as init_s, preemptions, kv_blocks_peak, kv_blocks
