@@ -681,6 +681,60 @@ static void the_number_of_threads_changes_no_bit(void **state)
     }
 }
 
+static struct model *open_random(enum device_kind kind, const char *dtype)
+{
+    struct model *m;
+    const struct model_options options = {.path = "configs/models/qwen3-0.6b.json",
+                                          .dtype = dtype,
+                                          .random_init = true,
+                                          .device = kind};
+    if (model_open(&m, &options) != 0)
+        fail_msg("%s", err_get());
+    return m;
+}
+
+/* The largest difference of two sets of logits, relative to the largest logit. */
+static double distance(const float *a, const float *b, size_t n)
+{
+    double error = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        error = fmax(error, fabs((double)a[i] - b[i]));
+        scale = fmax(scale, fabs((double)b[i]));
+    }
+    return error / scale;
+}
+
+static void a_gpu_gives_the_logits_of_the_cpu_on_a_real_shape(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    static const struct {
+        enum dtype dtype;
+        double tolerance;
+    } cases[] = {{DTYPE_F32, 1e-3}, {DTYPE_BF16, 0.05}};
+    int ids[N];
+    if (test_device() == DEVICE_CPU) {
+        print_message("there is no other device to compare with: QUIRE_TEST_DEVICE=cuda\n");
+        skip();
+    }
+    for (int i = 0; i < N; i++)
+        ids[i] = (int)(mix64((uint64_t)i) % 10000);
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+        const char *name = dtype_name(cases[c].dtype);
+        struct model *cpu = open_random(DEVICE_CPU, name), *gpu = open_random(DEVICE_CUDA, name);
+        size_t n = (size_t)N * (size_t)cpu->arch.vocab;
+        float *expected = logits_of(cpu, ATTENTION_FLASH, cases[c].dtype, ids, N, N);
+        float *logits = logits_of(gpu, ATTENTION_FLASH, cases[c].dtype, ids, N, N);
+        double error = distance(logits, expected, n);
+        print_message("Qwen3-0.6B shape, random weights, %s: relative error %.2g\n", name, error);
+        assert_true(error < cases[c].tolerance);
+        free(expected);
+        free(logits);
+        model_close(cpu);
+        model_close(gpu);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -694,6 +748,7 @@ int main(void)
         cmocka_unit_test(chunks_of_a_prompt_give_the_same_bits_as_the_whole),
         cmocka_unit_test(a_sequence_in_a_batch_gives_the_same_bits_as_alone),
         cmocka_unit_test(the_number_of_threads_changes_no_bit),
+        cmocka_unit_test(a_gpu_gives_the_logits_of_the_cpu_on_a_real_shape),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
