@@ -6,7 +6,7 @@
 #
 # Parts: tests (models and engines on the GPU against Transformers' results), hashes (equal tokens
 # under many settings), fallback (no GPU visible), sanitize (compute-sanitizer on a small run),
-# workloads (M and N end to end). The last line is "N passed, N failed, N skipped".
+# workloads (M and N end to end), benches (operations and attention). The last line is "N passed, N failed, N skipped".
 # Environment of prepare: CUDA_ARCHS (90a). Of the run: OUT, a folder for logs and databases.
 set -u
 cd "$(dirname "$0")" || exit 2
@@ -143,12 +143,19 @@ part_sanitize()
 
 part_workloads()
 {
-    local name rc
+    local name rc watcher
     for name in m n; do
+        while :; do
+            nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits
+            sleep 0.1
+        done >"$OUT/memory_$name.log" 2>/dev/null &
+        watcher=$!
         ./quire run configs/workload_$name.yaml --results "$OUT/workload_$name.db" \
             >"$OUT/workload_$name.log" 2>&1
         rc=$?
+        kill $watcher
         check "workload $name" $rc
+        echo "GPU memory peak $(sort -n "$OUT/memory_$name.log" | tail -n 1) MiB"
         grep -E 'first token|WARNING|quire:' "$OUT/workload_$name.log"
         ./quire results "$OUT/workload_$name.db" --format md --sql "select experiments.name,
             attention_used, attempts.n_samples, output_tokens, round(run_s, 3) as run_s,
@@ -156,6 +163,15 @@ part_workloads()
             round(batch_seqs_mean, 1) as mean_batch, round(load_s, 2) as load_s,
             round(init_s, 2) as init_s, preemptions, kv_blocks_peak, kv_blocks
             from attempts join tasks using (task_id) join experiments using (experiment_id)"
+    done
+}
+
+part_benches()
+{
+    local program
+    for program in ops_bench attention_bench; do
+        ./$program >"$OUT/$program.txt" 2>&1
+        check $program $?
     done
 }
 
@@ -167,7 +183,7 @@ main()
     export OUT
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     local part
-    [ $# -gt 0 ] || set -- tests hashes fallback sanitize workloads
+    [ $# -gt 0 ] || set -- tests hashes fallback sanitize workloads benches
     for part in "$@"; do
         local began=$SECONDS
         "part_$part"
