@@ -93,7 +93,6 @@ enum cli_result cli_parse(const struct cli_command *command, int argc, char **ar
     optind = 0; /* glibc: start anew, whatever was parsed before */
     opterr = 0;
     for (;;) {
-        int at = optind ? optind : 1;
         int c = getopt_long(argc, argv, ":h", longs, NULL);
         if (c == -1)
             break;
@@ -102,11 +101,11 @@ enum cli_result cli_parse(const struct cli_command *command, int argc, char **ar
             return CLI_HELP;
         }
         if (c == ':') {
-            err_set(ERR_CONFIG, "%s needs a value (`quire %s --help`)", argv[at], command->name);
+            err_set(ERR_CONFIG, "%s needs a value (`quire %s --help`)", argv[optind - 1], command->name);
             return CLI_ERROR;
         }
         if (c == '?') {
-            unknown_option(command, argv[at]);
+            unknown_option(command, argv[optind - 1]);
             return CLI_ERROR;
         }
         if (store_value(&command->option[c - FIRST_LONG], optarg) != 0)

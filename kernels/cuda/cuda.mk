@@ -9,7 +9,9 @@ NVCC := $(firstword $(shell command -v nvcc 2>/dev/null) \
 
 ifeq ($(NVCC),)
 
+ifeq ($(MAKELEVEL),0)
 $(info quire: no nvcc (PATH, CUDA_HOME, /usr/local/cuda): building without the CUDA backend)
+endif
 
 else
 

@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Threads that carry: more do not help against the page faults of one address space. */
+#define MAX_CARRIERS 8
+#define N_BUFFERS    2 /* of each carrier */
 #define CHUNK_BYTES  ((size_t)2 << 20)
-#define MAX_CARRIERS 8 /* threads; more do not help against the page faults of one address space   \
-                        */
-#define N_BUFFERS 2    /* of each */
 
 struct cuda_loader {
     int n_carriers;
