@@ -101,7 +101,8 @@ enum cli_result cli_parse(const struct cli_command *command, int argc, char **ar
             return CLI_HELP;
         }
         if (c == ':') {
-            err_set(ERR_CONFIG, "%s needs a value (`quire %s --help`)", argv[optind - 1], command->name);
+            err_set(ERR_CONFIG, "%s needs a value (`quire %s --help`)", argv[optind - 1],
+                    command->name);
             return CLI_ERROR;
         }
         if (c == '?') {
