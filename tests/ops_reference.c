@@ -48,7 +48,9 @@ static uint16_t encode_f16(float x)
     int exponent;
     unsigned sign = signbit(x) ? 0x8000u : 0, bits;
     frexp(x, &exponent); /* |x| = m 2^exponent with m in [1/2, 1) */
-    if (x == 0 || exponent < -13)
+    if (isnan(x))
+        bits = 0x7E00;
+    else if (x == 0 || exponent < -13)
         bits = (unsigned)ldexp(fabsf(x), 24);
     else
         bits =

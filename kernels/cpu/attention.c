@@ -8,14 +8,14 @@
  * 5 us, in which one thread does as much. */
 #define SERIAL_PRODUCTS (1 << 17)
 
-#define MAX_VEC_N 16 /* lanes of the widest vector: rows of head_dim are padded to it */
+#define MAX_TILE_ROWS 8 /* of any instruction set's gemm_tile */
 
-/* Floats of struct flash's arrays: K and V tiles, Q and O rows, weights, maxima and sums. */
+/* Floats of struct flash's arrays: rows q and o, tiles k and v, one tile of rows s and p, max and
+ * sum. Rows are padded to the widest panel. */
 static size_t flash_floats(int head_dim)
 {
-    size_t stride = (size_t)CEIL_DIV(head_dim, MAX_VEC_N) * MAX_VEC_N;
-    return 2 * FLASH_KEYS * stride + 2 * FLASH_ROWS * stride + FLASH_ROWS * FLASH_KEYS +
-           2 * FLASH_ROWS;
+    size_t width = (size_t)CEIL_DIV(head_dim, MAX_PANEL) * MAX_PANEL;
+    return 2 * (FLASH_ROWS + FLASH_KEYS) * width + 2 * MAX_TILE_ROWS * FLASH_KEYS + 2 * FLASH_ROWS;
 }
 
 size_t cpu_attention_scratch_bytes(const struct step_limits *limits)

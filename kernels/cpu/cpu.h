@@ -44,9 +44,8 @@ struct gemm_tile {
     const float *bias; /* [n_cols] or NULL                                                  */
 };
 
-/* Query rows of one sequence that share a KV head; see flash_impl.h. 64 keys: their K and V tiles
- * (64 KiB at head_dim 128) stay in the second-level cache beside the rows. */
-#define FLASH_ROWS 16
+/* Query rows of one sequence that share a KV head, and keys of a tile; see flash_impl.h. */
+#define FLASH_ROWS 64
 #define FLASH_KEYS 64
 
 #define SAMPLE_BLOCK 1024 /* weights that are summed before the sum goes on in double */

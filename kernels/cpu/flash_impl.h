@@ -1,106 +1,36 @@
 /* flash_impl.h - attention by tiles with online softmax (Milakov, Gimelshein 2018; Dao 2022).
  *
  * A piece of work is up to FLASH_ROWS query rows of one KV head: the heads of its group, for one or
- * several tokens. They share each tile of FLASH_KEYS keys, widened to f32 and turned so that a
- * vector holds the same element of many keys. Tiles begin at multiples of FLASH_KEYS positions, and
- * a tile of which a row sees nothing leaves that row as it is: what a row computes does not depend
- * on the rows beside it, on chunks of the prompt or on the block size.
+ * several tokens. They share each tile of FLASH_KEYS keys (keys_impl.h). A bf16 cache stays bf16
+ * where pairs can be multiplied; queries and softmax weights are then rounded to bf16. Every other
+ * cache is widened to f32.
+ *
+ * Tiles begin at multiples of FLASH_KEYS positions, and a tile of which a row sees nothing leaves
+ * that row as it is: what a row computes does not depend on the rows beside it, on chunks of the
+ * prompt or on the block size.
  *
  * Per tile: S = Q K^T, m' = max(m, max S), P = exp(S - m'), l = l e^(m - m') + sum P,
  * O = O e^(m - m') + P V; at the end O / l. Both products sum over their inner index in order.
  */
-#include "kernels/cpu/cpu.h"
-#include "kernels/cpu/vec.h"
+#include "kernels/cpu/keys_impl.h"
 
 #include <math.h>
 
-/* The memory of one thread for one piece of work, cut from its scratch. */
-struct flash {
-    const struct attention_args *args;
-    int seq, kv_head, first_row, n_rows; /* rows count (token, head of the group), heads fastest */
-    int stride;                          /* head_dim rounded up to whole vectors                 */
-    float *q;                            /* [FLASH_ROWS][stride] multiplied by the scale */
-    float *k;                            /* [stride][FLASH_KEYS]                         */
-    float *v;                            /* [FLASH_KEYS][stride]                         */
-    float *p;                            /* [FLASH_ROWS][FLASH_KEYS] scores, then weights */
-    float *o;                            /* [FLASH_ROWS][stride]                         */
-    float *max;                          /* [FLASH_ROWS]                                 */
-    float *sum;                          /* [FLASH_ROWS]                                 */
-};
-
-/* c += a b for a block of rows and vectors whose sizes are constants after inlining.
- * c: [rows][c_stride], a: [rows][a_stride], b: [n][b_stride] */
-VEC_INLINE void add_product_block(float *c, int c_stride, const float *a, int a_stride,
-                                  const float *b, int b_stride, int n, int rows, int vecs)
-{
-    vec acc[4][4];
-    VEC_UNROLL for (int r = 0; r < rows; r++) VEC_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] =
-        vec_load(c + r * c_stride + v * VEC_N);
-    for (int i = 0; i < n; i++) {
-        VEC_UNROLL for (int v = 0; v < vecs; v++)
-        {
-            vec column = vec_load(b + i * b_stride + v * VEC_N);
-            VEC_UNROLL for (int r = 0; r < rows; r++) acc[r][v] =
-                vec_fma(vec_set1(a[r * a_stride + i]), column, acc[r][v]);
-        }
-    }
-    VEC_UNROLL for (int r = 0; r < rows; r++) VEC_UNROLL for (int v = 0; v < vecs; v++)
-        vec_store(c + r * c_stride + v * VEC_N, acc[r][v]);
-}
-
-struct product {
-    float *c;
-    const float *a, *b;
-    int c_stride, a_stride, b_stride;
-    int n_rows, n_cols; /* n_cols: a multiple of VEC_N */
-    int n;              /* of the sum                  */
-};
-
-VEC_INLINE void add_product_rows(const struct product *p, int row, int rows)
-{
-    float *c = p->c + row * p->c_stride;
-    const float *a = p->a + row * p->a_stride;
-    int col = 0;
-    for (; col + 4 * VEC_N <= p->n_cols; col += 4 * VEC_N)
-        add_product_block(c + col, p->c_stride, a, p->a_stride, p->b + col, p->b_stride, p->n, rows,
-                          4);
-    for (; col < p->n_cols; col += VEC_N)
-        add_product_block(c + col, p->c_stride, a, p->a_stride, p->b + col, p->b_stride, p->n, rows,
-                          1);
-}
-
-static void add_product(const struct product *p)
-{
-    int row = 0;
-    for (; row + 4 <= p->n_rows; row += 4)
-        add_product_rows(p, row, 4);
-    if (row + 2 <= p->n_rows) {
-        add_product_rows(p, row, 2);
-        row += 2;
-    }
-    if (row < p->n_rows)
-        add_product_rows(p, row, 1);
-}
-
-/* ---- rows ---- */
-
-static int group_size(const struct attention_shape *s)
-{
-    return s->n_heads / s->n_kv_heads;
-}
+/* ---- rows: (token, head of the group), heads fastest ---- */
 
 static int row_token(const struct flash *f, int row)
 {
-    return f->args->batch->q_start[f->seq] + (f->first_row + row) / group_size(&f->args->shape);
+    int group_heads = f->args->shape.n_heads / f->args->shape.n_kv_heads;
+    return f->args->batch->q_start[f->piece.seq] + (f->piece.first_row + row) / group_heads;
 }
 
 static int row_head(const struct flash *f, int row)
 {
-    int group = group_size(&f->args->shape);
-    return f->kv_head * group + (f->first_row + row) % group;
+    int group_heads = f->args->shape.n_heads / f->args->shape.n_kv_heads;
+    return f->piece.kv_head * group_heads + (f->piece.first_row + row) % group_heads;
 }
 
-/* Positions that a row sees: [first, last]. */
+/* A row sees the positions first_position .. last_position. */
 static int last_position(const struct flash *f, int row)
 {
     return f->args->batch->position[row_token(f, row)];
@@ -112,146 +42,243 @@ static int first_position(const struct flash *f, int row)
     return window > 0 ? MAX(0, last_position(f, row) + 1 - window) : 0;
 }
 
+/* Rows are multiplied in tiles of equal size, as far as that goes. */
+static int n_row_tiles(const struct flash *f)
+{
+    return CEIL_DIV(f->piece.n_rows, GEMM_MAX_ROWS);
+}
+
+static int row_tile_start(const struct flash *f, int tile)
+{
+    return f->piece.n_rows * tile / n_row_tiles(f);
+}
+
 static void load_queries(struct flash *f)
 {
     const struct attention_shape *s = &f->args->shape;
-    size_t qkv_heads = (size_t)(s->n_heads + 2 * s->n_kv_heads), d = (size_t)s->head_dim;
-    for (int r = 0; r < f->n_rows; r++) {
-        size_t head = (size_t)row_token(f, r) * qkv_heads + (size_t)row_head(f, r);
-        const float *from = (const float *)f->args->qkv + head * d;
-        float *to = f->q + r * f->stride;
-        for (int i = 0; i < s->head_dim; i++)
-            to[i] = from[i] * f->args->scale;
+    size_t d = (size_t)s->head_dim, heads = (size_t)(s->n_heads + 2 * s->n_kv_heads);
+    for (int r = 0; r < f->piece.n_rows; r++) { /* o serves as a place for contiguous rows */
+        size_t at = ((size_t)row_token(f, r) * heads + (size_t)row_head(f, r)) * d;
+        memcpy(f->o + (size_t)r * d, (const float *)f->args->qkv + at, d * sizeof(float));
+    }
+    for (int tile = 0; tile < n_row_tiles(f); tile++) {
+        int row = row_tile_start(f, tile), n_rows = row_tile_start(f, tile + 1) - row;
+        pack_rows(f->q + row * f->n_groups, f->o + (size_t)row * d, d, n_rows, s->head_dim,
+                  f->dtype);
+    }
+    for (int r = 0; r < f->piece.n_rows; r++) {
         f->max[r] = -INFINITY;
         f->sum[r] = 0;
     }
-    memset(f->o, 0, (size_t)(f->n_rows * f->stride) * sizeof(float));
+    memset(f->o, 0, (size_t)(f->piece.n_rows * f->width) * sizeof(float));
 }
 
 static void store_outputs(const struct flash *f)
 {
     const struct attention_shape *s = &f->args->shape;
-    for (int r = 0; r < f->n_rows; r++) {
+    for (int r = 0; r < f->piece.n_rows; r++) {
         size_t head = (size_t)row_token(f, r) * (size_t)s->n_heads + (size_t)row_head(f, r);
         float *to = (float *)f->args->out + head * (size_t)s->head_dim;
         float norm = 1.0f / f->sum[r];
         for (int i = 0; i < s->head_dim; i++)
-            to[i] = f->o[r * f->stride + i] * norm;
+            to[i] = f->o[r * f->width + i] * norm;
     }
 }
 
-/* ---- keys and values ---- */
+/* ---- softmax of a tile of rows; loops over rows are apart, so that rows overlap ---- */
 
-/* Widens VEC_N rows of the cache into row[], zeros beyond n_rows and head_dim. */
-VEC_INLINE void load_rows(vec row[VEC_N], const struct flash *f, const void *cache, int position,
-                          int n_rows, int at)
+/* The weights as the product will see them, so that their sum is the sum of what is added up. */
+VEC_INLINE vec round_weights(enum dtype dtype, vec weight)
 {
-    const struct attention_shape *s = &f->args->shape;
-    for (int i = 0; i < VEC_N; i++) {
-        row[i] = vec_set1(0);
-        if (i < n_rows)
-            row[i] =
-                load_part(s->kv_dtype, cache,
-                          cache_index(f->args, f->seq, f->kv_head, position + i), at, s->head_dim);
+#ifdef __AVX512BF16__
+    if (dtype == DTYPE_BF16) {
+        __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(weight));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
     }
+#endif
+    (void)dtype;
+    return weight;
 }
 
-/* Keys and values of positions [first, first + n_keys), zeros up to FLASH_KEYS. */
-static void load_tile(struct flash *f, int first, int n_keys)
+/* Scores that the row does not see become -infinity. */
+static void mask_row(const struct flash *f, float *s, int row, int first_key)
 {
+    int begin = MIN(MAX(0, first_position(f, row) - first_key), FLASH_KEYS);
+    int end = MAX(MIN(FLASH_KEYS, last_position(f, row) + 1 - first_key), begin);
+    for (int i = 0; i < begin; i++)
+        s[i] = -INFINITY;
+    for (int i = end; i < FLASH_KEYS; i++)
+        s[i] = -INFINITY;
+}
+
+/* The largest score of a row, scaled. */
+VEC_INLINE float largest_score(const struct flash *f, const float *s)
+{
+    vec top = vec_load(s);
+    for (int i = VEC_N; i < FLASH_KEYS; i += VEC_N)
+        top = vec_max(vec_load(s + i), top);
+    return vec_largest(top) * f->args->scale;
+}
+
+/* Scores become weights; returns their sum. */
+VEC_INLINE float weigh_row(const struct flash *f, float *s, float largest)
+{
+    vec total = vec_set1(0), shift = vec_set1(-largest), scale = vec_set1(f->args->scale);
+    VEC_UNROLL
     for (int i = 0; i < FLASH_KEYS; i += VEC_N) {
-        for (int at = 0; at < f->stride; at += VEC_N) {
-            vec row[VEC_N];
-            load_rows(row, f, f->args->kv.k, first + i, n_keys - i, at);
-            vec_transpose(row);
-            for (int j = 0; j < VEC_N; j++)
-                vec_store(f->k + (at + j) * FLASH_KEYS + i, row[j]);
-            load_rows(row, f, f->args->kv.v, first + i, n_keys - i, at);
-            for (int j = 0; j < VEC_N; j++)
-                vec_store(f->v + (i + j) * f->stride + at, row[j]);
-        }
+        vec weight = vec_exp(vec_fma(vec_load(s + i), scale, shift));
+        weight = round_weights(f->dtype, weight);
+        vec_store(s + i, weight);
+        total = total + weight;
+    }
+    return vec_sum(total);
+}
+
+static void rescale_row(const struct flash *f, int row, float factor)
+{
+    float *o = f->o + row * f->width;
+    for (int i = 0; i < f->width; i += VEC_N)
+        vec_store(o + i, vec_load(o + i) * vec_set1(factor));
+}
+
+/* Turns the scores of rows [row, row + n_rows) into weights and rescales what was summed so far. A
+ * row that has seen nothing yet has the largest score -infinity; it is shifted by zero instead. */
+static void update_rows(struct flash *f, int row, int n_rows, int first_key, bool whole)
+{
+    float shift[2 * VEC_N] = {0}, factor[2 * VEC_N] = {0};
+    _Static_assert(GEMM_MAX_ROWS <= 2 * VEC_N, "rows of a tile");
+    for (int r = 0; r < n_rows; r++) {
+        float *s = f->s + r * FLASH_KEYS;
+        if (!whole)
+            mask_row(f, s, row + r, first_key);
+        float largest = fmaxf(f->max[row + r], largest_score(f, s));
+        shift[r] = largest == -INFINITY ? 0 : largest;
+        factor[r] = f->max[row + r] - shift[r];
+        f->max[row + r] = largest;
+    }
+    for (int r = 0; r < n_rows; r += VEC_N)
+        vec_store(factor + r, vec_exp(vec_load(factor + r)));
+    for (int r = 0; r < n_rows; r++)
+        f->sum[row + r] =
+            f->sum[row + r] * factor[r] + weigh_row(f, f->s + r * FLASH_KEYS, shift[r]);
+    for (int r = 0; r < n_rows; r++) {
+        if (factor[r] != 1)
+            rescale_row(f, row + r, factor[r]);
     }
 }
 
-/* ---- softmax ---- */
-
-/* Turns the scores of a row into weights and rescales what it has summed so far. */
-static void update_row(struct flash *f, int row, int first_key)
+/* Whether every row of [row, end) sees every key of the tile; whether one sees any. */
+static bool all_see_all(const struct flash *f, int row, int end, int first_key)
 {
-    float *p = f->p + row * FLASH_KEYS, *o = f->o + row * f->stride;
-    int begin = MAX(0, first_position(f, row) - first_key);
-    int end = MIN(FLASH_KEYS, last_position(f, row) + 1 - first_key);
-    if (begin >= end) { /* it sees nothing here: weights of zero */
-        memset(p, 0, FLASH_KEYS * sizeof(*p));
+    return first_position(f, end - 1) <= first_key &&
+           last_position(f, row) >= first_key + FLASH_KEYS - 1;
+}
+
+static bool any_sees_any(const struct flash *f, int row, int end, int first_key)
+{
+    return last_position(f, end - 1) >= first_key &&
+           first_position(f, row) < first_key + FLASH_KEYS;
+}
+
+/* ---- tiles ---- */
+
+/* All panels of one product of a row tile. */
+static void multiply_panels(struct gemm_tile *t, enum dtype dtype, int n_cols)
+{
+    int step = t->n_rows <= GEMM_MAX_ROWS_OF_TWO ? 2 * PANEL : PANEL;
+    t->prefetch = t->w;
+    for (int col = 0; col < n_cols; col += step) {
+        t->n_cols = MIN(step, n_cols - col);
+        multiply_whole(t, dtype);
+        t->w = (const char *)t->w + (size_t)(t->n_cols / PANEL) * t->panel_bytes;
+        t->out += t->n_cols;
+    }
+}
+
+static void attend_packed(struct flash *f, int row, int end, const struct key_rows *keys)
+{
+    int n_rows = end - row;
+    struct gemm_tile scores = {
+        .x = f->q + row * f->n_groups,
+        .w = f->k,
+        .panel_bytes = (size_t)f->n_groups * PANEL * sizeof(float),
+        .n_rows = n_rows,
+        .n_groups = f->n_groups,
+        .out = f->s,
+        .out_stride = FLASH_KEYS,
+    };
+    multiply_panels(&scores, f->dtype, FLASH_KEYS);
+    update_rows(f, row, n_rows, keys->first, all_see_all(f, row, end, keys->first));
+    pack_rows(f->p, f->s, FLASH_KEYS, n_rows, FLASH_KEYS, f->dtype);
+    struct gemm_tile values = {
+        .x = f->p,
+        .w = f->v,
+        .panel_bytes = (size_t)(FLASH_KEYS / f->group) * PANEL * sizeof(float),
+        .n_rows = n_rows,
+        .n_groups = CEIL_DIV(keys->n, f->group),
+        .out = f->o + (size_t)(row * f->width),
+        .out_stride = (size_t)f->width,
+        .accumulate = true,
+    };
+    multiply_panels(&values, f->dtype, f->width);
+}
+
+static void attend_direct(struct flash *f, const struct key_rows *keys, const struct key_rows *next)
+{
+    enum dtype kv_dtype = f->args->shape.kv_dtype;
+    int n_rows = f->piece.n_rows;
+    score_direct[kv_dtype][n_rows - 1](f, keys, next);
+    update_rows(f, 0, n_rows, keys->first, all_see_all(f, 0, n_rows, keys->first));
+    pack_rows(f->p, f->s, FLASH_KEYS, n_rows, FLASH_KEYS, f->dtype);
+    add_direct[kv_dtype][n_rows - 1](f, keys, next);
+}
+
+static void attend_tile(struct flash *f, const struct key_rows *keys, const struct key_rows *next)
+{
+    if (f->piece.n_rows <= DIRECT_MAX_ROWS) {
+        attend_direct(f, keys, next);
         return;
     }
-    for (int i = 0; i < begin; i++)
-        p[i] = -INFINITY;
-    for (int i = end; i < FLASH_KEYS; i++)
-        p[i] = -INFINITY;
-    vec top = vec_set1(f->max[row]), total = vec_set1(0);
-    for (int i = 0; i < FLASH_KEYS; i += VEC_N)
-        top = vec_max(top, vec_load(p + i));
-    float largest = vec_largest(top);
-    for (int i = 0; i < FLASH_KEYS; i += VEC_N) {
-        vec e = vec_exp(vec_load(p + i) - vec_set1(largest));
-        vec_store(p + i, e);
-        total = total + e;
+    pack_tile(f, keys);
+    for (int tile = 0; tile < n_row_tiles(f); tile++) {
+        int row = row_tile_start(f, tile), end = row_tile_start(f, tile + 1);
+        if (any_sees_any(f, row, end, keys->first))
+            attend_packed(f, row, end, keys);
     }
-    float rescale = vec_exp(vec_set1(f->max[row] - largest))[0];
-    f->sum[row] = f->sum[row] * rescale + vec_sum(total);
-    f->max[row] = largest;
-    for (int i = 0; i < f->stride; i += VEC_N)
-        vec_store(o + i, vec_load(o + i) * vec_set1(rescale));
 }
 
-static void attend_tile(struct flash *f, int first_key)
+static void attend_tiles(struct flash *f)
 {
-    int n_keys = MIN(FLASH_KEYS, last_position(f, f->n_rows - 1) + 1 - first_key);
-    load_tile(f, first_key, n_keys);
-    memset(f->p, 0, (size_t)f->n_rows * FLASH_KEYS * sizeof(float));
-    add_product(&(struct product){.c = f->p,
-                                  .a = f->q,
-                                  .b = f->k,
-                                  .c_stride = FLASH_KEYS,
-                                  .a_stride = f->stride,
-                                  .b_stride = FLASH_KEYS,
-                                  .n_rows = f->n_rows,
-                                  .n_cols = FLASH_KEYS,
-                                  .n = f->args->shape.head_dim});
-    for (int r = 0; r < f->n_rows; r++)
-        update_row(f, r, first_key);
-    add_product(&(struct product){.c = f->o,
-                                  .a = f->p,
-                                  .b = f->v,
-                                  .c_stride = f->stride,
-                                  .a_stride = FLASH_KEYS,
-                                  .b_stride = f->stride,
-                                  .n_rows = f->n_rows,
-                                  .n_cols = f->stride,
-                                  .n = n_keys});
+    int first = first_position(f, 0) / FLASH_KEYS * FLASH_KEYS;
+    int last = last_position(f, f->piece.n_rows - 1);
+    struct key_rows rows[2], *now = &rows[0], *next = &rows[1];
+    find_keys(f, now, first, last);
+    for (int key = first; key <= last; key += FLASH_KEYS) {
+        find_keys(f, next, MIN(key + FLASH_KEYS, last), last);
+        attend_tile(f, now, next);
+        struct key_rows *done = now;
+        now = next;
+        next = done;
+    }
 }
 
 static void attend_flash(const struct attention_args *args, const struct flash_piece *piece,
                          float *scratch)
 {
-    int stride = CEIL_DIV(args->shape.head_dim, VEC_N) * VEC_N;
-    struct flash f = {.args = args,
-                      .seq = piece->seq,
-                      .kv_head = piece->kv_head,
-                      .first_row = piece->first_row,
-                      .n_rows = piece->n_rows,
-                      .stride = stride};
+    struct flash f = {.args = args, .piece = *piece};
+    f.dtype = PAIRS == 2 && args->shape.kv_dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    f.group = f.dtype == DTYPE_BF16 ? PAIRS : 1;
+    f.n_groups = args->shape.head_dim / f.group;
+    f.width = CEIL_DIV(args->shape.head_dim, PANEL) * PANEL;
     f.q = scratch;
-    f.k = f.q + FLASH_ROWS * stride;
-    f.v = f.k + FLASH_KEYS * stride;
-    f.p = f.v + FLASH_KEYS * stride;
-    f.o = f.p + FLASH_ROWS * FLASH_KEYS;
-    f.max = f.o + FLASH_ROWS * stride;
+    f.k = f.q + FLASH_ROWS * f.width;
+    f.v = f.k + FLASH_KEYS * f.width;
+    f.o = f.v + FLASH_KEYS * f.width;
+    f.s = f.o + FLASH_ROWS * f.width;
+    f.p = f.s + GEMM_MAX_ROWS * FLASH_KEYS;
+    f.max = f.p + GEMM_MAX_ROWS * FLASH_KEYS;
     f.sum = f.max + FLASH_ROWS;
     load_queries(&f);
-    int last = last_position(&f, f.n_rows - 1);
-    for (int key = first_position(&f, 0) / FLASH_KEYS * FLASH_KEYS; key <= last; key += FLASH_KEYS)
-        attend_tile(&f, key);
+    attend_tiles(&f);
     store_outputs(&f);
 }

@@ -4,6 +4,9 @@
  * k in order in one f32 lane, whatever the tile's shape: that makes results independent of the
  * batch. Partial sums may be stored and loaded again between blocks of k; that rounds nothing.
  */
+#ifndef QUIRE_CPU_GEMM_IMPL_H
+#define QUIRE_CPU_GEMM_IMPL_H
+
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vec.h"
 
@@ -73,12 +76,18 @@ VEC_INLINE void multiply_tile(const struct gemm_tile *t, enum dtype dtype, int n
     const size_t vec_bytes = VEC_N * group * (dtype == DTYPE_F32 ? 4 : 2);
     const char *x = t->x, *w = t->w, *ahead = t->prefetch;
     vec acc[GEMM_MAX_ROWS][4];
-    VEC_UNROLL for (int r = 0; r < n_rows; r++) VEC_UNROLL for (int v = 0; v < n_vecs; v++)
-        acc[r][v] = first_value(t, r, v * VEC_N);
+    VEC_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        VEC_UNROLL
+        for (int v = 0; v < n_vecs; v++) {
+            acc[r][v] = first_value(t, r, v * VEC_N);
+        }
+    }
+
     for (int g = 0; g < t->n_groups; g++) {
         vec weights[4];
-        VEC_UNROLL for (int v = 0; v < n_vecs; v++)
-        {
+        VEC_UNROLL
+        for (int v = 0; v < n_vecs; v++) {
             size_t panel = (size_t)(v / 2) * t->panel_bytes;
             weights[v] = load_weights(dtype, w + panel + (size_t)(v % 2) * vec_bytes);
         }
@@ -87,13 +96,24 @@ VEC_INLINE void multiply_tile(const struct gemm_tile *t, enum dtype dtype, int n
             __builtin_prefetch(ahead + CPU_CACHE_LINE, 0, 2);
             ahead += t->prefetch_step;
         }
-        VEC_UNROLL for (int r = 0; r < n_rows; r++) VEC_UNROLL for (int v = 0; v < n_vecs; v++)
-            acc[r][v] = multiply_add(dtype, acc[r][v], x + r * GROUP_BYTES, weights[v]);
+        VEC_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            VEC_UNROLL
+            for (int v = 0; v < n_vecs; v++) {
+                acc[r][v] = multiply_add(dtype, acc[r][v], x + r * GROUP_BYTES, weights[v]);
+            }
+        }
+
         w += 2 * vec_bytes;
         x += n_rows * GROUP_BYTES;
     }
-    VEC_UNROLL for (int r = 0; r < n_rows; r++) VEC_UNROLL for (int v = 0; v < n_vecs; v++)
-        vec_store(t->out + (size_t)r * t->out_stride + v * VEC_N, acc[r][v]);
+    VEC_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        VEC_UNROLL
+        for (int v = 0; v < n_vecs; v++) {
+            vec_store(t->out + (size_t)r * t->out_stride + v * VEC_N, acc[r][v]);
+        }
+    }
 }
 
 #define CASE(rows, vecs)                                                                           \
@@ -193,3 +213,5 @@ static void pack_rows(void *packed, const float *x, size_t stride, int n_rows, i
         }
     }
 }
+
+#endif

@@ -63,25 +63,45 @@ VEC_INLINE void vec_store_n(float *p, vec v, int n)
 {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 }
+VEC_INLINE float vec_sum(vec v)
+{
+    return _mm512_reduce_add_ps(v);
+}
+VEC_INLINE float vec_largest(vec v)
+{
+    return _mm512_reduce_max_ps(v);
+}
+/* 16-bit halves: a0 b0 a1 b1 .. in low, the second halves of a and b in high. */
+VEC_INLINE void vec_interleave(vec a, vec b, vec *low, vec *high)
+{
+    const __m512i step = _mm512_set1_epi32(0x00010001);
+    __m512i index = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
+                                      0x260006, 0x270007, 0x280008, 0x290009, 0x2A000A, 0x2B000B,
+                                      0x2C000C, 0x2D000D, 0x2E000E, 0x2F000F);
+    __m512i x = _mm512_castps_si512(a), y = _mm512_castps_si512(b);
+    *low = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, index, y));
+    index = _mm512_add_epi16(index, _mm512_slli_epi32(step, 4));
+    *high = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, index, y));
+}
 /* Three rounds of a butterfly: within 128 bits by one lane and by two, then the 128-bit parts. */
 VEC_INLINE void vec_transpose(vec row[VEC_N])
 {
     vec a[VEC_N], b[VEC_N];
-    VEC_UNROLL for (int i = 0; i < VEC_N; i += 2)
-    {
+    VEC_UNROLL
+    for (int i = 0; i < VEC_N; i += 2) {
         a[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
         a[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
     }
-    VEC_UNROLL for (int i = 0; i < VEC_N; i += 4)
-    {
-        VEC_UNROLL for (int j = 0; j < 2; j++)
-        {
+    VEC_UNROLL
+    for (int i = 0; i < VEC_N; i += 4) {
+        VEC_UNROLL
+        for (int j = 0; j < 2; j++) {
             b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
             b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xEE);
         }
     }
-    VEC_UNROLL for (int i = 0; i < 4; i++)
-    {
+    VEC_UNROLL
+    for (int i = 0; i < 4; i++) {
         vec low0 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
         vec low1 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
         vec high0 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xDD);
@@ -141,25 +161,37 @@ VEC_INLINE void vec_store_n(float *p, vec v, int n)
 {
     _mm256_maskstore_ps(p, vec_first_lanes(n), v);
 }
+VEC_INLINE float vec_sum(vec v)
+{
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return sum[0] + sum[1];
+}
+VEC_INLINE float vec_largest(vec v)
+{
+    __m128 top = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    return top[0] > top[1] ? top[0] : top[1];
+}
 /* Three rounds of a butterfly: within 128 bits by one lane and by two, then the halves. */
 VEC_INLINE void vec_transpose(vec row[VEC_N])
 {
     vec a[VEC_N], b[VEC_N];
-    VEC_UNROLL for (int i = 0; i < VEC_N; i += 2)
-    {
+    VEC_UNROLL
+    for (int i = 0; i < VEC_N; i += 2) {
         a[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
         a[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
     }
-    VEC_UNROLL for (int i = 0; i < VEC_N; i += 4)
-    {
-        VEC_UNROLL for (int j = 0; j < 2; j++)
-        {
+    VEC_UNROLL
+    for (int i = 0; i < VEC_N; i += 4) {
+        VEC_UNROLL
+        for (int j = 0; j < 2; j++) {
             b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
             b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xEE);
         }
     }
-    VEC_UNROLL for (int i = 0; i < 4; i++)
-    {
+    VEC_UNROLL
+    for (int i = 0; i < 4; i++) {
         row[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
         row[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
     }
@@ -215,6 +247,17 @@ VEC_INLINE void vec_store_n(float *p, vec v, int n)
     for (int i = 0; i < n; i++)
         p[i] = v[i];
 }
+VEC_INLINE float vec_sum(vec v)
+{
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+VEC_INLINE float vec_largest(vec v)
+{
+    float top = v[0];
+    for (int i = 1; i < VEC_N; i++)
+        top = v[i] > top ? v[i] : top;
+    return top;
+}
 VEC_INLINE void vec_transpose(vec row[VEC_N])
 {
     for (int i = 0; i < VEC_N; i++) {
@@ -232,7 +275,8 @@ VEC_INLINE void vec_transpose(vec row[VEC_N])
 
 /* vec_max(a, b) and vec_min(a, b) return b in lanes where either is a NaN. vec_load_n and
  * vec_store_n touch only the first n <= VEC_N lanes; the others load as zero. vec_transpose
- * exchanges lane j of row[i] with lane i of row[j]. */
+ * exchanges lane j of row[i] with lane i of row[j]. vec_sum adds the lanes in the order of a binary
+ * tree; vec_largest of lanes with a NaN may be any of them. */
 
 typedef int32_t veci __attribute__((vector_size(VEC_N * 4)));
 typedef uint32_t vecu __attribute__((vector_size(VEC_N * 4)));
@@ -291,25 +335,6 @@ VEC_INLINE void vec_store_as_n(enum dtype dtype, void *array, size_t i, vec v, i
 {
     for (int j = 0; j < n; j++)
         store_element(dtype, array, i + (size_t)j, v[j]);
-}
-
-/* Sum of the lanes, in the order of a binary tree. */
-VEC_INLINE float vec_sum(vec v)
-{
-    float lane[VEC_N];
-    vec_store(lane, v);
-    for (int half = VEC_N / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            lane[i] += lane[i + half];
-    return lane[0];
-}
-
-VEC_INLINE float vec_largest(vec v)
-{
-    float largest = v[0];
-    for (int i = 1; i < VEC_N; i++)
-        largest = v[i] > largest ? v[i] : largest;
-    return largest;
 }
 
 /* e^x with a relative error below 2^-22.5; 0 below -87.3, e^88.37 above 88.37, 1 at 0 exactly.
