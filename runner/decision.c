@@ -158,6 +158,18 @@ int decision_use_standard_engine(struct decision *d, const struct decision_polic
     return 0;
 }
 
+int decision_use_cpu(struct decision *d, const struct decision_policy *policy)
+{
+    if (d->device == DEVICE_CPU || err_get_kind() != ERR_RESOURCE || policy->strict ||
+        !policy->allow_cpu)
+        return -1;
+    log_warning("the GPU has too little memory: %s", err_get());
+    log_info("Falling back to the CPU");
+    degrade(d, "too little GPU memory: %s; using the CPU", err_get());
+    d->device = DEVICE_CPU;
+    return 0;
+}
+
 void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX])
 {
     if (d->device == DEVICE_CUDA && d->attention != ATTENTION_FLASH && d->automatic)

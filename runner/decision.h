@@ -51,6 +51,10 @@ bool decision_can_attend(const struct device_info *device, enum attention_kind k
  * that error. Warns. */
 int decision_use_standard_engine(struct decision *d, const struct decision_policy *policy);
 
+/* The GPU has no memory for the model or for its engine (err_get() says why): go on with the CPU,
+ * or -1 with that error. Warns. The attention kernel is to be chosen anew. */
+int decision_use_cpu(struct decision *d, const struct decision_policy *policy);
+
 /* The lines users look for: which kernel on which device, and what was fallen back from; that
  * warning is shown when it differs from warned_of, which is then set to it. */
 void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX]);

@@ -39,6 +39,7 @@ struct engine_group {
     struct decision decision;      /* the device at first, the rest once the model is loaded */
     const struct model_info *info; /* NULL: the model could not be loaded      */
     struct engine *engine;         /* NULL until it is open                    */
+    struct decision *on_cpu;       /* of the model: where to go when the GPU has no room */
     double init_s;
 };
 
@@ -225,7 +226,12 @@ static int open_engine(struct engine_group *g, struct model *model)
     return 0;
 }
 
-/* 0: go on with the next group; 1: stopped by a signal; -1: the run cannot go on. */
+enum {
+    RUN_STOPPED = 1,  /* by a signal                                         */
+    RUN_DEFERRED = 2, /* nothing was done: the tasks are to run on the CPU   */
+};
+
+/* 0: go on with the next group; RUN_STOPPED; RUN_DEFERRED; -1: the run cannot go on. */
 static int run_engine_group(struct engine_group *g, struct model *model)
 {
     struct run *r = g->run;
@@ -233,7 +239,9 @@ static int run_engine_group(struct engine_group *g, struct model *model)
                                   &r->policy) != 0)
         return r->policy.strict ? -1 : fail_tasks(g);
     decision_log(&g->decision, r->warned_of);
-    if (open_engine(g, model) != 0)
+    if (open_engine(g, model) != 0 && decision_use_cpu(g->on_cpu, &r->policy) == 0)
+        return RUN_DEFERRED;
+    if (!g->engine)
         return r->policy.strict && err_get_kind() == ERR_RESOURCE ? -1 : fail_tasks(g);
     if (begin_attempts(g) != 0)
         return -1;
@@ -259,29 +267,47 @@ static int run_engine_group(struct engine_group *g, struct model *model)
     for (int i = 0; i < g->n && result == GENERATION_STOPPED; i++)
         if (g->work[i]->n_pending && end_attempt(g, g->work[i], "stopped", "stopped by a signal"))
             return -1;
-    return result == GENERATION_DONE ? 0 : result == GENERATION_STOPPED ? 1 : -1;
+    return result == GENERATION_DONE ? 0 : result == GENERATION_STOPPED ? RUN_STOPPED : -1;
 }
 
 /* ---- models ---- */
 
-static int run_engine_groups(struct run *r, const struct model_group *group, struct model *model)
+/* The tasks of one model, on the device where they are tried now. */
+struct model_run {
+    struct run *run;
+    const struct model_group *group;
+    struct decision decision; /* of the device                                         */
+    struct decision on_cpu;   /* differs from `decision` once tasks wait for the CPU    */
+    bool *taken;              /* [group->n] tasks that were run, or failed              */
+};
+
+static int run_engine_groups(struct model_run *m, struct model *model)
 {
-    bool *taken = xcalloc((size_t)group->n, sizeof(*taken));
-    struct work **works = xcalloc((size_t)group->n, sizeof(struct work *));
-    bool packed = r->config->schedule == SCHEDULE_PACKED;
+    struct run *r = m->run;
+    bool *deferred = xcalloc((size_t)m->group->n, sizeof(*deferred));
+    struct work **works = xcalloc((size_t)m->group->n, sizeof(struct work *));
+    struct work_filter filter = {.packed = r->config->schedule == SCHEDULE_PACKED,
+                                 .pending_only = true};
     int rc = 0;
     while (rc == 0) {
-        struct engine_group g = {
-            .run = r, .work = works, .decision = group->decision, .info = model_get_info(model)};
-        g.n = work_collect(works, group, taken,
-                           &(struct work_filter){.packed = packed, .pending_only = true});
+        struct engine_group g = {.run = r,
+                                 .work = works,
+                                 .decision = m->decision,
+                                 .on_cpu = &m->on_cpu,
+                                 .info = model_get_info(model)};
+        g.n = work_collect(works, m->group, m->taken, &filter);
         if (g.n == 0)
             break;
         rc = run_engine_group(&g, model);
+        for (int i = 0; i < g.n && rc == RUN_DEFERRED; i++)
+            deferred[works[i] - m->group->work] = true;
+        rc = rc == RUN_DEFERRED ? 0 : rc;
         engine_close(g.engine);
     }
+    for (int i = 0; i < m->group->n; i++)
+        m->taken[i] = m->taken[i] && !deferred[i];
     free(works);
-    free(taken);
+    free(deferred);
     return rc;
 }
 
@@ -299,18 +325,32 @@ static int fail_unreadable(struct run *r, const struct model_group *group)
     return 0;
 }
 
-static int fail_pending(struct run *r, const struct model_group *group)
+static int fail_pending(struct model_run *m)
 {
     char *reason = xstrdup(err_get());
     int rc = 0;
-    for (int i = 0; i < group->n && rc == 0; i++) {
-        struct work *w = &group->work[i];
-        if (w->n_pending == 0)
+    for (int i = 0; i < m->group->n && rc == 0; i++) {
+        struct work *w = &m->group->work[i];
+        if (m->taken[i] || w->n_pending == 0)
             continue;
         err_set(ERR_DATA, "%s", reason);
-        rc = fail_tasks(&(struct engine_group){.run = r, .work = &w, .n = 1});
+        rc = fail_tasks(&(struct engine_group){.run = m->run, .work = &w, .n = 1});
     }
     free(reason);
+    return rc;
+}
+
+static int run_on_device(struct model_run *m)
+{
+    struct model_options options;
+    struct model *model;
+    work_model_options(m->group, &options);
+    options.device = m->decision.device;
+    m->on_cpu = m->decision;
+    if (model_open(&model, &options) != 0)
+        return decision_use_cpu(&m->on_cpu, &m->run->policy) == 0 ? 0 : fail_pending(m);
+    int rc = run_engine_groups(m, model);
+    model_close(model);
     return rc;
 }
 
@@ -323,13 +363,14 @@ static int run_model_group(struct run *r, const struct model_group *group)
         return -1;
     if (n_pending == 0)
         return 0;
-    struct model_options options;
-    struct model *model;
-    work_model_options(group, &options);
-    if (model_open(&model, &options) != 0)
-        return fail_pending(r, group);
-    int rc = run_engine_groups(r, group, model);
-    model_close(model);
+    struct model_run m = {.run = r, .group = group, .decision = group->decision};
+    m.taken = xcalloc((size_t)group->n, sizeof(*m.taken));
+    int rc = run_on_device(&m);
+    if (rc == 0 && m.on_cpu.device != m.decision.device) {
+        m.decision = m.on_cpu;
+        rc = run_on_device(&m);
+    }
+    free(m.taken);
     return rc;
 }
 

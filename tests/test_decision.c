@@ -115,6 +115,20 @@ static void the_standard_engine_stands_in_for_the_fast_one_with_the_reason(void 
     assert_int_equal(decision_use_standard_engine(&d, &lenient), -1);
 }
 
+static void a_gpu_without_memory_sends_the_tasks_to_the_cpu(void **state)
+{
+    (void)state;
+    struct decision d = {.device = DEVICE_CUDA};
+    err_set(ERR_RESOURCE, "16 GiB needed, 2 GiB free");
+    assert_int_equal(decision_use_cpu(&d, &strict), -1);
+    assert_int_equal(decision_use_cpu(&d, &lenient), 0);
+    assert_int_equal(d.device, DEVICE_CPU);
+    assert_non_null(strstr(d.degraded_reason, "16 GiB needed"));
+    assert_int_equal(decision_use_cpu(&d, &lenient), -1);
+    err_set(ERR_DATA, "the file is damaged");
+    assert_int_equal(decision_use_cpu(&(struct decision){.device = DEVICE_CUDA}, &lenient), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -124,6 +138,7 @@ int main(void)
         cmocka_unit_test(strict_and_an_exclamation_mark_refuse_another_kernel),
         cmocka_unit_test(without_a_gpu_auto_goes_to_the_cpu_unless_that_is_forbidden),
         cmocka_unit_test(the_standard_engine_stands_in_for_the_fast_one_with_the_reason),
+        cmocka_unit_test(a_gpu_without_memory_sends_the_tasks_to_the_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
