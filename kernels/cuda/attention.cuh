@@ -294,46 +294,27 @@ template <bool AMPERE> static __device__ __forceinline__ void copy_wait(int n_pe
 #endif
 }
 
-/* Whether the group's rows are one piece of memory. */
-static __device__ __forceinline__ bool key_group_is_whole(const struct key_group *g,
-                                                          const struct attention_params *p)
-{
-    return g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size;
-}
-
-/* Copies that a thread makes of a whole group. */
-#define KEY_GROUP_PARTS(head_dim) (GROUP_KEYS * ((head_dim) / 8) / 32)
-
-/* Part i of a whole group: rows at `from` to shared memory at `to`, rows of D elements and padding.
- */
+/* The group's rows of `from` (all keys or all values) to shared memory at `to`, rows of D elements
+ * and padding, by one warp. */
 template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void key_group_copy_part(uint32_t to, const T *from, int i,
-                                                           bool wanted)
+static __device__ __forceinline__ void key_group_copy(uint32_t to, const T *from,
+                                                      const struct key_group *g,
+                                                      const struct attention_params *p)
 {
     constexpr int row_parts = D / 8, row_bytes = (D + ROW_PADDING) * 2;
-    int part = threadIdx.x % 32 + 32 * i;
-    to += part / row_parts * row_bytes + part % row_parts * 16;
-    from += part * 8;
-#if PTX_AMPERE
-    if (AMPERE) {
-        copy_async_16_if(to, from, wanted);
+    int lane = threadIdx.x % 32;
+    if (g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size) {
+        const T *rows = from + kv_index(p, g->block, g->kv_head, g->offset) + lane * 8;
+#pragma unroll
+        for (int i = 0; i < GROUP_KEYS * row_parts / 32; i++) {
+            int part = lane + 32 * i;
+            copy_16<AMPERE>(to + part / row_parts * row_bytes + part % row_parts * 16,
+                            rows + 32 * 8 * i, true);
+        }
         return;
     }
-#endif
-    if (wanted)
-        store_shared_16(to, __ldg((const uint4 *)from));
-}
-
-/* A group that is not whole, row by row; zeros for keys that do not exist. `from`: all keys or all
- * values. */
-template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void key_group_copy_rows(uint32_t to, const T *from,
-                                                           const struct key_group *g,
-                                                           const struct attention_params *p)
-{
-    constexpr int row_parts = D / 8, row_bytes = (D + ROW_PADDING) * 2;
 #pragma unroll 1
-    for (int part = threadIdx.x % 32; part < GROUP_KEYS * row_parts; part += 32) {
+    for (int part = lane; part < GROUP_KEYS * row_parts; part += 32) {
         int row = part / row_parts, column = part % row_parts;
         int key = g->first + max(0, min(row, g->n - 1));
         int index = min((int)((unsigned)key / (unsigned)p->block_size), p->max_blocks - 1);
@@ -341,22 +322,6 @@ static __device__ __forceinline__ void key_group_copy_rows(uint32_t to, const T 
         const T *source = from + kv_index(p, block, g->kv_head, key - index * p->block_size);
         copy_16<AMPERE>(to + row * row_bytes + column * 16, source + column * 8, row < g->n);
     }
-}
-
-/* The group's rows of `from` (all keys or all values) to shared memory at `to`, by one warp. */
-template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void key_group_copy(uint32_t to, const T *from,
-                                                      const struct key_group *g,
-                                                      const struct attention_params *p)
-{
-    if (!key_group_is_whole(g, p)) {
-        key_group_copy_rows<T, D, AMPERE>(to, from, g, p);
-        return;
-    }
-    from += kv_index(p, g->block, g->kv_head, g->offset);
-#pragma unroll
-    for (int i = 0; i < KEY_GROUP_PARTS(D); i++)
-        key_group_copy_part<T, D, AMPERE>(to, from, i, true);
 }
 
 /* ---- products ------------------------------------------------------------------------------- */

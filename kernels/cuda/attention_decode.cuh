@@ -46,8 +46,7 @@ struct decode_ring {
     struct decode_place next;      /* the tile whose keys are copied next      */
     struct block_window window;    /* its block and those of the tiles after   */
     struct key_group keys, values; /* this warp's part of them                 */
-    int n_keys;                    /* tiles of the share whose keys are still to come */
-    int n_values; /* > 0: the next stage has values, those of the last stage's keys    */
+    int n_keys, n_values;          /* tiles of the share whose copies are still to come */
     int stage;                     /* where the next copies go                 */
     int n_stages;
     uint32_t tiles; /* shared: [n_stages][k, v][ATTENTION_TILE], rows of D and padding */
@@ -60,40 +59,18 @@ static __device__ __forceinline__ void ring_find_keys(const struct attention_par
         key_group_find(&r->window, p, r->next.seq, r->next.kv_head, r->next.tile, r->next.kv_len);
 }
 
-/* The copies of one stage. Those of whole groups are made among the arithmetic of a step: issued
- * together they would hold the warp up for longer than the arithmetic takes. */
-template <typename T> struct ring_copies {
-    uint32_t k_to, v_to;
-    const T *k_from, *v_from;
-    bool k_whole, v_whole;
-};
-
-template <typename T, int D>
-static __device__ __forceinline__ struct ring_copies<T> ring_begin(const struct attention_params *p,
-                                                                   const struct decode_ring *r)
+/* Starts the copies of one stage, or of nothing when the share is used up: groups of copies and
+ * stages stay in step. */
+template <typename T, int D, bool AMPERE>
+static __device__ __forceinline__ void ring_push(const struct attention_params *p,
+                                                 struct decode_ring *r)
 {
     constexpr int row_bytes = (D + ROW_PADDING) * 2, tile_bytes = ATTENTION_TILE * row_bytes;
-    const struct key_group *k = &r->keys, *v = &r->values;
-    struct ring_copies<T> c;
-    c.k_to = r->tiles + r->stage * 2 * tile_bytes + threadIdx.x / 32 * GROUP_KEYS * row_bytes;
-    c.v_to = c.k_to + tile_bytes;
-    c.k_from = (const T *)p->k + kv_index(p, k->block, k->kv_head, k->offset);
-    c.v_from = (const T *)p->v + kv_index(p, v->block, v->kv_head, v->offset);
-    c.k_whole = r->n_keys > 0 && key_group_is_whole(k, p);
-    c.v_whole = r->n_values > 0 && key_group_is_whole(v, p);
-    return c;
-}
-
-/* The copies that are not of whole groups; moves on to the next stage. */
-template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void ring_end(const struct attention_params *p,
-                                                struct decode_ring *r,
-                                                const struct ring_copies<T> *c)
-{
-    if (r->n_values > 0 && !c->v_whole)
-        key_group_copy_rows<T, D, AMPERE>(c->v_to, (const T *)p->v, &r->values, p);
-    if (r->n_keys > 0 && !c->k_whole)
-        key_group_copy_rows<T, D, AMPERE>(c->k_to, (const T *)p->k, &r->keys, p);
+    uint32_t to = r->tiles + r->stage * 2 * tile_bytes + threadIdx.x / 32 * GROUP_KEYS * row_bytes;
+    if (r->n_values > r->n_keys)
+        key_group_copy<T, D, AMPERE>(to + tile_bytes, (const T *)p->v, &r->values, p);
+    if (r->n_keys > 0)
+        key_group_copy<T, D, AMPERE>(to, (const T *)p->k, &r->keys, p);
     copy_commit<AMPERE>();
     r->stage = r->stage + 1 == r->n_stages ? 0 : r->stage + 1;
     r->n_values = r->n_keys;
@@ -104,21 +81,6 @@ static __device__ __forceinline__ void ring_end(const struct attention_params *p
     if (++r->next.tile == r->next.end_tile)
         decode_next_pair(p, &r->next);
     ring_find_keys(p, r);
-}
-
-/* All copies of one stage at once. */
-template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void ring_push(const struct attention_params *p,
-                                                 struct decode_ring *r)
-{
-    struct ring_copies<T> c = ring_begin<T, D>(p, r);
-#pragma unroll
-    for (int i = 0; i < KEY_GROUP_PARTS(D); i++)
-        key_group_copy_part<T, D, AMPERE>(c.k_to, c.k_from, i, c.k_whole);
-#pragma unroll
-    for (int i = 0; i < KEY_GROUP_PARTS(D); i++)
-        key_group_copy_part<T, D, AMPERE>(c.v_to, c.v_from, i, c.v_whole);
-    ring_end<T, D, AMPERE>(p, r, &c);
 }
 
 /* ---- the arithmetic of a tile --------------------------------------------------------------- */
@@ -143,10 +105,10 @@ static __device__ __forceinline__ void decode_load_q(uint32_t q[D / 16][4],
     }
 }
 
-/* Scores of the warp's 16 keys. k: of the warp's first key. The key copies of a stage run beside. */
+/* Scores of the warp's 16 keys. k: of the warp's first key. */
 template <typename T, int D, bool AMPERE>
 static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32_t q[D / 16][4],
-                                                     uint32_t k, const struct ring_copies<T> *c)
+                                                     uint32_t k)
 {
     constexpr int row_bytes = (D + ROW_PADDING) * 2;
     int lane = threadIdx.x % 32;
@@ -161,7 +123,6 @@ static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32
     for (int i = 0; i < D / 16; i++) {
         uint32_t b[4];
         load_matrix_x4(b, k + i * 32);
-        key_group_copy_part<T, D, AMPERE>(c->k_to, c->k_from, i, c->k_whole);
         multiply<AMPERE>(s[0], q[i], b[0], b[1], T());
         multiply<AMPERE>(s[1], q[i], b[2], b[3], T());
     }
@@ -200,15 +161,12 @@ static __device__ __forceinline__ void decode_gather_scores(float s[TILE_STEPS][
     }
 }
 
-/* out += s v for the warp's columns. v: of the tile's first key. The value copies of a stage run
- * beside. */
+/* out += s v for the warp's columns. v: of the tile's first key. */
 template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void
-decode_values(float out[DECODE_COLUMN_TILES(D)][4], const float s[TILE_STEPS][4], uint32_t v,
-              const struct ring_copies<T> *c)
+static __device__ __forceinline__ void decode_values(float out[DECODE_COLUMN_TILES(D)][4],
+                                                     const float s[TILE_STEPS][4], uint32_t v)
 {
     constexpr int row_bytes = (D + ROW_PADDING) * 2, n_columns = DECODE_COLUMN_TILES(D);
-    static_assert(ATTENTION_TILE / 32 * n_columns >= KEY_GROUP_PARTS(D), "all parts are copied");
     int first = threadIdx.x / 32 * n_columns;
     v += threadIdx.x % 32 * row_bytes + first * 16;
 #pragma unroll
@@ -218,11 +176,8 @@ decode_values(float out[DECODE_COLUMN_TILES(D)][4], const float s[TILE_STEPS][4]
         pack_numerators<T>(a[1], s[4 * i + 2], s[4 * i + 3]);
 #pragma unroll
         for (int n = 0; n < n_columns; n++) {
-            if (i * n_columns + n < KEY_GROUP_PARTS(D))
-                key_group_copy_part<T, D, AMPERE>(c->v_to, c->v_from, i * n_columns + n,
-                                                  c->v_whole);
             if (D / 8 % ATTENTION_WARPS != 0 && first + n >= D / 8)
-                continue;
+                break;
             load_matrix_x4_transposed(b, v + i * 32 * row_bytes + n * 16);
             multiply<AMPERE>(out[n], a[0], b[0], b[1], T());
             multiply<AMPERE>(out[n], a[1], b[2], b[3], T());
@@ -234,22 +189,27 @@ decode_values(float out[DECODE_COLUMN_TILES(D)][4], const float s[TILE_STEPS][4]
 
 /* One step: scores of the next tile, whose keys are in the stage at k (none after the last: then of
  * whatever is there), while `score` of this tile and its values, in the same stage, go into the
- * rows; and the copies of a later stage. */
+ * rows. Before the first tile there are only scores. */
 template <typename T, int D, int N_HALVES, bool AMPERE>
 static __device__ __forceinline__ void
 decode_step(struct decode_rows<D> &rows, const uint32_t q[D / 16][4],
             const float score[][SCORE_STRIDE], float next_score[][SCORE_STRIDE],
             const struct attention_params *p, const struct decode_place *place, uint32_t k,
-            const struct ring_copies<T> *c)
+            bool has_tile)
 {
     constexpr int row_bytes = (D + ROW_PADDING) * 2;
     int lane = threadIdx.x % 32, last = place->kv_len - 1;
     int first_key = place->tile * ATTENTION_TILE;
     float s[TILE_STEPS][4], next[2][4], decay[2], base[2];
+    if (!has_tile) {
+        decode_scores<T, D, AMPERE>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes);
+        decode_share_scores<N_HALVES>(next_score, next);
+        return;
+    }
     decode_gather_scores<N_HALVES>(s, score);
     if (first_key + ATTENTION_TILE - 1 > last || first_key <= last - p->window)
         mask_tile(s, first_key + lane % 4 * 2, last, last, p->window);
-    decode_scores<T, D, AMPERE>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes, c);
+    decode_scores<T, D, AMPERE>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes);
     softmax_top<N_HALVES>(s, &rows.state, decay, base, p->scale_log2);
 #pragma unroll
     for (int n = 0; n < TILE_STEPS; n++)
@@ -261,22 +221,7 @@ decode_step(struct decode_rows<D> &rows, const uint32_t q[D / 16][4],
         for (int e = 0; e < 4; e++)
             rows.out[n][e] = __fmul_rn(rows.out[n][e], decay[e / 2]);
     }
-    decode_values<T, D, AMPERE>(rows.out, s, k + ATTENTION_TILE * row_bytes, c);
-}
-
-/* The step before the first tile: only scores. */
-template <typename T, int D, int N_HALVES, bool AMPERE>
-static __device__ __forceinline__ void decode_first(const uint32_t q[D / 16][4],
-                                                    float next_score[][SCORE_STRIDE], uint32_t k,
-                                                    const struct ring_copies<T> *c)
-{
-    constexpr int row_bytes = (D + ROW_PADDING) * 2;
-    float next[2][4];
-    decode_scores<T, D, AMPERE>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes, c);
-    decode_share_scores<N_HALVES>(next_score, next);
-#pragma unroll
-    for (int i = 0; i < KEY_GROUP_PARTS(D); i++)
-        key_group_copy_part<T, D, AMPERE>(c->v_to, c->v_from, i, c->v_whole);
+    decode_values<T, D, AMPERE>(rows.out, s, k + ATTENTION_TILE * row_bytes);
 }
 
 /* Long because it is the life of a share: pairs, chunks and tiles in one loop, which is what keeps
@@ -297,13 +242,10 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, DECODE_BLOCKS_PER_SM
     int n_tiles = share.end - share.start;
     struct decode_ring ring;
     ring.next = place;
-    ring.n_keys = n_tiles;
-    ring.n_values = 0;
+    ring.n_keys = ring.n_values = n_tiles;
     ring.stage = 0;
     ring.n_stages = n_stages;
     ring.tiles = shared_address(shared + 1);
-    uint32_t q[D / 16][4];
-    decode_load_q<T, D>(q, &p, &place);
     block_window_load(&ring.window, &p, place.seq, place.tile);
     ring_find_keys(&p, &ring);
     for (int i = 0; i < n_stages - 1; i++)
@@ -312,8 +254,10 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, DECODE_BLOCKS_PER_SM
     struct decode_place ahead = place; /* the tile whose keys are taken */
     struct decode_parking parking = {(float2 *)p.scratch, max_parked};
     struct decode_rows<D> all, chunk;
+    uint32_t q[D / 16][4];
     int n_parked = 0, stage = 0;
     bool is_whole = place.tile == place.first_tile; /* the pair's chunks before are here as well */
+    decode_load_q<T, D>(q, &p, &ahead);
     decode_rows_clear(all);
     decode_rows_clear(chunk);
     for (int i = 0; i <= n_tiles; i++) { /* keys of tile i, values of tile i - 1 */
@@ -324,21 +268,15 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, DECODE_BLOCKS_PER_SM
         copy_wait<AMPERE>(n_stages - 2);
         __syncthreads(); /* this stage is there, as are the scores; the last stage is free */
         uint32_t k = ring.tiles + stage * stage_bytes;
-        struct ring_copies<T> copies = ring_begin<T, D>(&p, &ring);
-        if (n_stages == 1)
-            copies.k_whole = copies.v_whole = false; /* made already */
-        if (i > 0)
-            decode_step<T, D, N_HALVES, AMPERE>(chunk, q, shared->score[(i + 1) % 2],
-                                                shared->score[i % 2], &p, &place, k, &copies);
-        else
-            decode_first<T, D, N_HALVES, AMPERE>(q, shared->score[0], k, &copies);
-        if (n_stages > 1)
-            ring_end<T, D, AMPERE>(&p, &ring, &copies);
+        decode_step<T, D, N_HALVES, AMPERE>(chunk, q, shared->score[(i + 1) % 2],
+                                            shared->score[i % 2], &p, &place, k, i > 0);
         stage = stage + 1 == n_stages ? 0 : stage + 1;
         if (i + 1 < n_tiles && ++ahead.tile == ahead.end_tile) {
             decode_next_pair(&p, &ahead);
             decode_load_q<T, D>(q, &p, &ahead);
         }
+        if (n_stages > 1)
+            ring_push<T, D, AMPERE>(&p, &ring);
         if (i == 0)
             continue;
         bool ends_pair = ++place.tile == place.end_tile, ends_share = i == n_tiles;

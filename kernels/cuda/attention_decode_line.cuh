@@ -139,32 +139,32 @@ static __device__ __forceinline__ bool decode_cut(const struct attention_params 
                                                   struct decode_share *share,
                                                   struct decode_place *place)
 {
-    int per_thread = CEIL_DIV(p->n_seqs, ATTENTION_THREADS), first = threadIdx.x * per_thread;
-    int mine = 0;
-    for (int s = first; s < first + per_thread; s++)
+    int mine = 0, sum, before = 0;
+    for (int s = threadIdx.x; s < p->n_seqs; s += ATTENTION_THREADS)
         mine += decode_tiles(p, s);
-    int end = block_prefix_sum(mine, &share->total, board->sums);
-    int ends[2] = {share_start(blockIdx.x, share->total), share_start(blockIdx.x + 1, share->total)};
+    block_prefix_sum(mine, &sum, board->sums);
+    __syncthreads();
+    share->total = sum;
+    int ends[2] = {share_start(blockIdx.x, sum), share_start(blockIdx.x + 1, sum)};
     if (ends[0] == ends[1])
         return false;
-    for (int i = 0; i < 2; i++) {
-        if (ends[i] < end - mine || ends[i] >= end)
-            continue;
-        int s = first, offset = end - mine;
-        for (int n = decode_tiles(p, s); offset + n <= ends[i]; n = decode_tiles(p, s)) {
-            offset += n;
-            s++;
+    for (int first = 0; first < p->n_seqs && before <= ends[1]; first += ATTENTION_THREADS) {
+        int n = decode_tiles(p, first + threadIdx.x);
+        int end = before + block_prefix_sum(n, &sum, board->sums);
+        for (int i = 0; i < 2; i++) {
+            if (ends[i] >= end - n && ends[i] < end) {
+                board->seq[i] = first + threadIdx.x;
+                board->first_offset[i] = end - n;
+            }
         }
-        board->seq[i] = s;
-        board->first_offset[i] = offset;
+        before += sum;
+        __syncthreads();
     }
-    __syncthreads();
     *place = decode_find(p, board->seq[0], board->first_offset[0], ends[0]);
     share->start = decode_offset(place);
     share->end = share->total;
     if (ends[1] < share->total) {
-        struct decode_place after =
-            decode_find(p, board->seq[1], board->first_offset[1], ends[1]);
+        struct decode_place after = decode_find(p, board->seq[1], board->first_offset[1], ends[1]);
         share->end = decode_offset(&after);
     }
     return share->start < share->end;

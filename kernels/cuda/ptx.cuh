@@ -66,16 +66,6 @@ static __device__ __forceinline__ void copy_async_16(uint32_t to, const void *fr
                  : "memory");
 }
 
-/* The same, or nothing at all: for copies among other work, where a branch would keep the two apart.
- */
-static __device__ __forceinline__ void copy_async_16_if(uint32_t to, const void *from, bool wanted)
-{
-    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %2, 0;\n"
-                 "@wanted cp.async.cg.shared.global.L2::128B [%0], [%1], 16; }" ::"r"(to),
-                 "l"(from), "r"((uint32_t)wanted)
-                 : "memory");
-}
-
 /* Closes a group of copies. Groups complete in the order in which they were closed. */
 static __device__ __forceinline__ void copy_async_commit(void)
 {
