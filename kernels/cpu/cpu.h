@@ -104,6 +104,14 @@ static inline struct cpu_device *cpu_device(struct device *device)
     return (struct cpu_device *)(void *)device;
 }
 
+/* Threads for an operation of this many rows and columns. A few rows take less time than waking the
+ * threads (1 to 5 us): those run on the caller's thread. */
+#define CPU_SERIAL_ELEMENTS (1 << 14)
+static inline int cpu_threads(const struct cpu_device *device, int n_rows, int width)
+{
+    return (size_t)n_rows * (size_t)width <= CPU_SERIAL_ELEMENTS ? 1 : device->n_threads;
+}
+
 /* The scratch memory of the calling thread of a parallel region. */
 void *cpu_local_scratch(const struct cpu_device *device);
 

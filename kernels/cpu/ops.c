@@ -1,24 +1,14 @@
-/* ops.c - the operations whose rows or tokens are independent: one kernel call for each.
- *
- * A few rows take less time than waking the threads: those run on the caller's thread.
- */
+/* ops.c - the operations whose rows or tokens are independent: one kernel call for each. */
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
 #include <string.h>
 
-#define SERIAL_ELEMENTS (1 << 14) /* about 2 us of work; a parallel region costs 1 to 5 us */
-
-static int threads_for(const struct cpu_device *d, int n_rows, int width)
-{
-    return (size_t)n_rows * (size_t)width <= SERIAL_ELEMENTS ? 1 : d->n_threads;
-}
-
 void cpu_add_rmsnorm(struct device *device, void *out, void *residual, const void *delta,
                      const float *gain, int n_rows, int dim, float eps)
 {
     const struct cpu_device *d = cpu_device(device);
-#pragma omp parallel for schedule(static) num_threads(threads_for(d, n_rows, dim))
+#pragma omp parallel for schedule(static) num_threads(cpu_threads(d, n_rows, dim))
     for (int r = 0; r < n_rows; r++) {
         size_t at = (size_t)r * (size_t)dim;
         d->kernels->add_rmsnorm((float *)out + at, (float *)residual + at,
@@ -32,7 +22,7 @@ void cpu_rope_cache(struct device *device, const struct rope_cache_args *args)
     const struct attention_shape *s = &args->shape;
     int width = (s->n_heads + 2 * s->n_kv_heads) * s->head_dim;
     assert(s->head_dim % 2 == 0 && s->head_dim <= MAX_HEAD_DIM);
-#pragma omp parallel for schedule(static) num_threads(threads_for(d, args->batch->n_tokens, width))
+#pragma omp parallel for schedule(static) num_threads(cpu_threads(d, args->batch->n_tokens, width))
     for (int t = 0; t < args->batch->n_tokens; t++)
         d->kernels->rope_cache(args, t);
 }
@@ -40,7 +30,7 @@ void cpu_rope_cache(struct device *device, const struct rope_cache_args *args)
 void cpu_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim)
 {
     const struct cpu_device *d = cpu_device(device);
-#pragma omp parallel for schedule(static) num_threads(threads_for(d, n_rows, dim))
+#pragma omp parallel for schedule(static) num_threads(cpu_threads(d, n_rows, dim))
     for (int r = 0; r < n_rows; r++) {
         const float *gate = (const float *)gate_up + 2 * (size_t)r * (size_t)dim;
         d->kernels->silu_mul((float *)out + (size_t)r * (size_t)dim, gate, gate + dim, dim);

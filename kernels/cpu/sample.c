@@ -23,8 +23,6 @@
  * far fewer than the vocabulary; when it leaves fewer, the next floor is tried. */
 static const float TOP_K_FLOORS[] = {0.03f, 3e-4f, 0};
 
-#define SERIAL_LOGITS (1 << 14) /* about 10 us of work; a parallel region costs 1 to 5 us */
-
 #define RADIX_LEVELS 3
 static const int RADIX_BITS[RADIX_LEVELS] = {11, 11, 10};
 #define RADIX_MAX_BINS 2048
@@ -221,9 +219,8 @@ void cpu_sample(struct device *device, const struct sample_args *args)
 {
     const struct cpu_device *d = cpu_device(device);
     struct step_limits limits = {.vocab = args->vocab};
-    bool serial = args->n_rows == 1 || (size_t)args->n_rows * (size_t)args->vocab < SERIAL_LOGITS;
     assert(cpu_sample_scratch_bytes(&limits) <= d->local_bytes);
-#pragma omp parallel for schedule(dynamic) num_threads(serial ? 1 : d->n_threads)
+#pragma omp parallel for schedule(dynamic) num_threads(cpu_threads(d, args->n_rows, args->vocab))
     for (int r = 0; r < args->n_rows; r++) {
         const float *logits = args->logits + (size_t)r * (size_t)args->vocab;
         if (args->row[r].lane < 0) /* padding */
