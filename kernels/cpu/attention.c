@@ -83,13 +83,25 @@ static int n_pieces(const struct attention_args *args, int seq)
     return CEIL_DIV(n_rows, FLASH_ROWS) * args->shape.n_kv_heads;
 }
 
+/* Pieces that a thread takes at once. Neighbouring KV heads lie side by side in the cache, so a
+ * thread that decodes should go from one to the next (32 sequences of 192 keys: a fifth faster);
+ * pieces of a prompt are large and of unequal length. */
+static int run_length(const struct attention_args *args, int n_threads)
+{
+    int n_kv_heads = args->shape.n_kv_heads, n = args->batch->n_seqs * n_kv_heads;
+    if (args->batch->max_q_len > 1)
+        return 1;
+    return MAX(1, MIN(n_kv_heads, n / (n_threads * 4)));
+}
+
 static void attention_flash(const struct cpu_device *d, const struct attention_args *args)
 {
     assert(flash_floats(args->shape.head_dim) * sizeof(float) <= d->local_bytes);
-#pragma omp parallel num_threads(threads_for(d, args))
+    int n_threads = threads_for(d, args), run = run_length(args, n_threads);
+#pragma omp parallel num_threads(n_threads)
     for (int seq = 0; seq < args->batch->n_seqs; seq++) {
         int n = n_pieces(args, seq);
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(dynamic, run) nowait
         for (int i = 0; i < n; i++) {
             struct flash_piece piece = find_piece(args, seq, i);
             d->kernels->attend_flash(args, &piece, cpu_local_scratch(d));

@@ -251,10 +251,14 @@ static void attend_tiles(struct flash *f)
 {
     int first = first_position(f, 0) / FLASH_KEYS * FLASH_KEYS;
     int last = last_position(f, f->piece.n_rows - 1);
+    int kv_head = f->piece.kv_head, next_head = MIN(kv_head + 1, f->args->shape.n_kv_heads - 1);
     struct key_rows rows[2], *now = &rows[0], *next = &rows[1];
-    find_keys(f, now, first, last);
+    find_keys(f, now, kv_head, first, last);
     for (int key = first; key <= last; key += FLASH_KEYS) {
-        find_keys(f, next, MIN(key + FLASH_KEYS, last), last);
+        if (key + FLASH_KEYS <= last)
+            find_keys(f, next, kv_head, key + FLASH_KEYS, last);
+        else /* only fetched: most likely this thread's next piece */
+            find_keys(f, next, next_head, first, last);
         attend_tile(f, now, next);
         struct key_rows *done = now;
         now = next;

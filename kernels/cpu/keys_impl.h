@@ -37,7 +37,8 @@ struct key_rows {
     const char *k[FLASH_KEYS], *v[FLASH_KEYS]; /* zeros for the keys from n on    */
 };
 
-static void find_keys(const struct flash *f, struct key_rows *rows, int first, int last)
+static void find_keys(const struct flash *f, struct key_rows *rows, int kv_head, int first,
+                      int last)
 {
     static const float zeros[MAX_HEAD_DIM];
     const struct attention_shape *s = &f->args->shape;
@@ -50,7 +51,7 @@ static void find_keys(const struct flash *f, struct key_rows *rows, int first, i
     while (i < rows->n) { /* block by block */
         int offset = (first + i) % s->block_size, end = MIN(rows->n, i + s->block_size - offset);
         size_t block = (size_t)table[(first + i) / s->block_size];
-        size_t head = block * (size_t)s->n_kv_heads + (size_t)f->piece.kv_head;
+        size_t head = block * (size_t)s->n_kv_heads + (size_t)kv_head;
         size_t at = (head * (size_t)s->block_size + (size_t)offset) * row_bytes;
         for (; i < end; i++, at += row_bytes) {
             rows->k[i] = (const char *)f->args->kv.k + at;
