@@ -251,6 +251,9 @@ static const struct variable variables[] = {
      {"quiet", "warning", "info", "debug", NULL}},
     {{"QUIRE_CPU_ISA", "plain, avx2, avx512 or avx512bf16: the CPU's instruction set to use"},
      {"plain", "avx2", "avx512", "avx512bf16", NULL}},
+    {{"QUIRE_ARRAY_COUNT",
+      "of how many workers the task ids of a Slurm array are, when only some are submitted"},
+     {NULL}},
 };
 
 size_t config_n_variables(void)

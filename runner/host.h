@@ -7,7 +7,8 @@
 struct host_facts {
     char name[256];                                 /* host name                             */
     char os[256];                                   /* "Linux 6.1.0 x86_64"                  */
-    const char *slurm_job_id, *slurm_array_task_id; /* "" outside Slurm */
+    const char *slurm_job_id, *slurm_array_task_id; /* "" outside Slurm                      */
+    const char *slurm_array_job_id;                 /* "" outside an array                   */
     int slurm_restart_count;                        /* 0 on a first run                      */
 };
 
