@@ -2,7 +2,8 @@
 #
 # Sources are found by wildcard:
 #   engine/*.c, kernels/*.c, kernels/cpu/*.c   libquire.a, the embeddable engine
-#   runner/*.c without main.c                  librunner.a, linked to the CLI and to the tests
+#   runner/*.c without main.c, cluster_mpi.c   librunner.a, linked to the CLI and to the tests
+#   runner/cluster_mpi.c                       quire_mpi.so, where there is mpicc
 #   tests/test_NAME.c                          one cmocka program each
 #   tests/bench_NAME.c                         one measuring program each
 #   tests/fuzz_NAME.c                          one libFuzzer target each (clang)
@@ -45,7 +46,7 @@ ENGINE_SRC := $(sort $(wildcard engine/*.c kernels/*.c kernels/cpu/*.c))
 ifneq ($(MACHINE),x86_64)
 ENGINE_SRC := $(filter-out $(X86_ONLY),$(ENGINE_SRC))
 endif
-RUNNER_SRC  := $(sort $(filter-out runner/main.c,$(wildcard runner/*.c)))
+RUNNER_SRC  := $(sort $(filter-out runner/main.c runner/cluster_mpi.c,$(wildcard runner/*.c)))
 TEST_SRC    := $(sort $(wildcard tests/test_*.c))
 BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
 FUZZ_SRC    := $(sort $(wildcard tests/fuzz_*.c))
@@ -135,6 +136,9 @@ install: all ## install below DESTDIR/PREFIX (default /usr/local)
 	if [ -f $(BUILD)/quire_cuda.so ]; then \
 	    install -D -m 755 $(BUILD)/quire_cuda.so $(DESTDIR)$(PREFIX)/lib/quire/quire_cuda.so; \
 	fi
+	if [ -f $(BUILD)/quire_mpi.so ]; then \
+	    install -D -m 755 $(BUILD)/quire_mpi.so $(DESTDIR)$(PREFIX)/lib/quire/quire_mpi.so; \
+	fi
 	install -d $(DESTDIR)$(PREFIX)/include/quire/engine $(DESTDIR)$(PREFIX)/include/quire/kernels
 	install -m 644 $(addprefix engine/,engine.h chat.h tokenizer.h util.h) \
 	    $(DESTDIR)$(PREFIX)/include/quire/engine
@@ -150,7 +154,10 @@ help: ## list the commands
 
 # ---- build --------------------------------------------------------------------------------------
 
-binaries: $(BUILD)/quire $(LIBQUIRE) $(EXAMPLES)
+MPICC   ?= $(shell command -v mpicc)
+MPI_LIB := $(if $(MPICC),$(BUILD)/quire_mpi.so)
+
+binaries: $(BUILD)/quire $(LIBQUIRE) $(EXAMPLES) $(MPI_LIB)
 ifeq ($(BUILD),build)
 	@ln -sf build/quire quire
 endif
@@ -178,6 +185,12 @@ $(LIBQUIRE) $(LIBRUNNER) $(LIBTESTING):
 $(BUILD)/quire: $(call object,runner/main.c) $(LIBRUNNER) $(LIBQUIRE) $(BUILD)/flags
 	@echo "  link     $@"
 	@$(CC) $(LINK) -o $@ $(filter-out %/flags,$^) $(RUNNER_LIBS) $(ENGINE_LIBS)
+
+# Opened at run time, so that quire starts where there is no MPI. mpicc's headers are not ours to warn
+# about.
+$(BUILD)/quire_mpi.so: runner/cluster_mpi.c runner/cluster.h engine/util.h $(BUILD)/flags
+	@echo "  compile  $<"
+	@$(MPICC) -std=c17 -D_GNU_SOURCE -I. $(OPT) -g -fPIC -shared $(SANITIZE) -o $@ $<
 
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_OBJ) $(BUILD)/flags
 	@mkdir -p $(@D)

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define NEAREST_MAX_LEN 64 /* longer words are not compared */
 
@@ -469,6 +470,26 @@ char *path_dirname(const char *path)
     if (!slash)
         return xstrdup(".");
     return xstrndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+char *library_find(const char *name)
+{
+    static const char *const folders[] = {".", "../lib/quire"};
+    char executable[4096];
+    ssize_t n = readlink("/proc/self/exe", executable, sizeof(executable) - 1);
+    if (n < 0)
+        return NULL;
+    executable[n] = '\0';
+    char *dir = path_dirname(executable), *found = NULL;
+    for (size_t i = 0; i < ARRAY_LEN(folders) && !found; i++) {
+        char *path = xasprintf("%s/%s/%s", dir, folders[i], name);
+        if (file_exists(path))
+            found = path;
+        else
+            free(path);
+    }
+    free(dir);
+    return found;
 }
 
 json_t *json_read_file(const char *path)

@@ -136,6 +136,9 @@ int dir_make(const char *path);
 char *path_join(const char *dir, const char *name);
 /* The folder part of a path ("." when it has none). The caller frees. */
 char *path_dirname(const char *path);
+/* The path of a shared object that comes with this program: beside the executable, or in
+ * ../lib/quire of it. The caller frees. NULL: it is not there. */
+char *library_find(const char *name);
 
 /* Parses a JSON file with jansson; NULL with ERR_DATA and file:line:column. */
 json_t *json_read_file(const char *path);

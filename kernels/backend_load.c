@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define LIBRARY_NAME "quire_cuda.so"
 
@@ -21,27 +20,6 @@ static struct {
     const struct backend *backend;
     char reason[ERR_MAX_LEN];
 } cuda = {.once = PTHREAD_ONCE_INIT};
-
-/* The library's path for the caller to free, or NULL. */
-static char *find_library(void)
-{
-    static const char *const folders[] = {".", "../lib/quire"};
-    char executable[4096];
-    ssize_t n = readlink("/proc/self/exe", executable, sizeof(executable) - 1);
-    if (n < 0)
-        return NULL;
-    executable[n] = '\0';
-    char *dir = path_dirname(executable), *found = NULL;
-    for (size_t i = 0; i < ARRAY_LEN(folders) && !found; i++) {
-        char *path = xasprintf("%s/%s/" LIBRARY_NAME, dir, folders[i]);
-        if (file_exists(path))
-            found = path;
-        else
-            free(path);
-    }
-    free(dir);
-    return found;
-}
 
 /* The driver is looked for first: without it the library and the half gigabyte of cuBLASLt behind
  * it need not be loaded. */
@@ -69,7 +47,7 @@ static const struct backend *load(const char *path)
 
 static void find_cuda(void)
 {
-    char *path = find_library();
+    char *path = library_find(LIBRARY_NAME);
     if (path)
         cuda.backend = load(path);
     else

@@ -1,10 +1,13 @@
 /* host.c - see host.h. */
 #include "runner/host.h"
 
+#include <glob.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 static const char *environment_text(const char *name)
 {
@@ -27,6 +30,46 @@ void host_get_facts(struct host_facts *out)
         snprintf(out->name, sizeof(out->name), "%s", u.nodename);
         snprintf(out->os, sizeof(out->os), "%s %s %s", u.sysname, u.release, u.machine);
     }
+}
+
+/* Those that CUDA_VISIBLE_DEVICES leaves, else all that the driver has a device file for. */
+static int count_gpus(void)
+{
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (visible) {
+        int n = *visible ? 1 : 0;
+        for (; *visible; visible++)
+            n += *visible == ',';
+        return n;
+    }
+    glob_t found;
+    int n = glob("/dev/nvidia[0-9]*", 0, NULL, &found) == 0 ? (int)found.gl_pathc : 0;
+    globfree(&found);
+    return n;
+}
+
+int host_gpu_of_rank(int local_rank, int local_size)
+{
+    int n_gpus = count_gpus();
+    bool given_one = n_gpus == 1 && (getenv("SLURM_GPUS_PER_TASK") || getenv("SLURM_STEP_GPUS"));
+    if (n_gpus == 0 || local_size == 1 || given_one)
+        return 0;
+    return local_rank < n_gpus ? local_rank : -1;
+}
+
+int host_threads_of_rank(int local_size)
+{
+    int64_t n;
+    cpu_set_t allowed;
+    if (local_size == 1 || parse_int64(&n, environment_text("OMP_NUM_THREADS")))
+        return 0;
+    if (parse_int64(&n, environment_text("SLURM_CPUS_PER_TASK")))
+        return (int)n;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        return 0;
+    int own = CPU_COUNT(&allowed);
+    bool shared = (long)own * local_size > sysconf(_SC_NPROCESSORS_ONLN);
+    return shared ? MAX(own / local_size, 1) : 0;
 }
 
 int64_t host_memory_peak_bytes(void)

@@ -135,25 +135,25 @@ static void print_memory(const struct memory_plan *plan, const struct totals *t,
                plan->n_blocks, format_count(a, plan->max_model_len));
 }
 
-static void print_engine(struct work *const *works, int n, const struct model_group *group,
-                         const struct decision_policy *policy)
+static void print_engine(const struct engine_group *group, const struct decision_policy *policy)
 {
-    const struct settings *s = &works[0]->task->settings;
-    const struct model_info *info = &group->info;
-    struct decision decision = group->decision;
+    const struct task *first = group->work[0]->task;
+    const struct settings *s = &first->settings;
+    const struct model_info *info = &group->model->info;
+    struct decision decision = group->model->decision;
     struct engine_options options;
     struct memory_plan plan;
     struct totals totals = {0};
-    for (int i = 0; i < n; i++)
-        add_work(&totals, works[i]);
-    printf("\n%d task%s, one engine, from task %d (%s):\n", n, n == 1 ? "" : "s",
-           works[0]->task->id, works[0]->task->label);
+    for (int i = 0; i < group->n; i++)
+        add_work(&totals, group->work[i]);
+    printf("\n%d task%s, one engine, from task %d (%s):\n", group->n, group->n == 1 ? "" : "s",
+           first->id, first->label);
     print_totals(&totals);
     if (decision_choose_attention(&decision, s, &info->device, policy) != 0) {
         printf("  refused      %s\n", err_get());
         return;
     }
-    work_engine_options(&options, &decision, works, n, info);
+    work_engine_options(&options, &decision, group, info);
     printf("  device       %s: %s, %s\n", device_kind_name(decision.device), info->device.name,
            info->device.isa);
     printf("  attention    %s: %s\n", attention_name(decision.attention), decision.reason);
@@ -166,7 +166,7 @@ static void print_engine(struct work *const *works, int n, const struct model_gr
     printf("  fallbacks    %s\n", decision.degraded ? decision.degraded_reason : "none");
 }
 
-static void print_model(const struct config *c, const struct model_group *group,
+static void print_model(const struct work_list *list, const struct model_group *group,
                         const struct decision_policy *policy, struct store *store)
 {
     const struct model_info *info = &group->info;
@@ -189,14 +189,9 @@ static void print_model(const struct config *c, const struct model_group *group,
                format_seconds(took, (double)pending.output_tokens / rate), rate);
     else
         printf("  time unknown: no finished task of this model in the results database\n");
-    bool *taken = xcalloc((size_t)group->n, sizeof(*taken));
-    struct work **works = xcalloc((size_t)group->n, sizeof(struct work *));
-    struct work_filter filter = {.packed = c->schedule == SCHEDULE_PACKED};
-    int n;
-    while ((n = work_collect(works, group, taken, &filter)) > 0)
-        print_engine(works, n, group, policy);
-    free(works);
-    free(taken);
+    for (int e = 0; e < list->n_engine_groups; e++)
+        if (list->engine_group[e].model == group)
+            print_engine(&list->engine_group[e], policy);
 }
 
 /* ---- the command ---- */
@@ -220,15 +215,8 @@ static struct store *open_results(const struct config *c, struct work_list *list
     struct store *store = NULL;
     if (!file_exists(c->results) || store_open(&store, c->results, STORE_READ) != 0)
         return NULL;
-    for (int g = 0; g < list->n_groups; g++) {
-        for (int i = 0; i < list->group[g].n; i++) {
-            struct work *w = &list->group[g].work[i];
-            int done = w->n_samples ? store_find_done(store, w->task->key, w->done, w->prompts->n,
-                                                      (int)w->task->settings.sampling.n)
-                                    : 0;
-            w->n_pending -= MAX(done, 0);
-        }
-    }
+    if (work_list_find_done(list, store) != 0)
+        err_clear();
     return store;
 }
 
@@ -253,7 +241,7 @@ static int plan_experiment(struct config *c, bool list_tasks, bool strict)
     print_totals(&totals);
     print_tasks(&list, list_tasks);
     for (int g = 0; g < list.n_groups; g++)
-        print_model(c, &list.group[g], &policy, store);
+        print_model(&list, &list.group[g], &policy, store);
     if (n_errors)
         err_set(ERR_RUN, "%d task%s cannot run; the errors are above", n_errors,
                 n_errors == 1 ? "" : "s");

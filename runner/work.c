@@ -67,7 +67,7 @@ static void describe_group(struct work_list *list, struct config *c, struct mode
                      w->prompts ? w->prompts->fingerprint : "unreadable");
         free(missing);
         w->n_samples = w->prompts ? w->prompts->n * (int)w->task->settings.sampling.n : 0;
-        w->n_pending = w->n_samples;
+        w->n_share = w->n_pending = w->n_samples;
         w->done = xcalloc((size_t)w->n_samples, sizeof(*w->done));
     }
     tokenizer_close(tokenizer);
@@ -103,6 +103,44 @@ static int prepare_group(struct work_list *list, struct config *c, struct model_
     return 0;
 }
 
+/* The engine group of an earlier task that this one can join, or a new one. */
+static struct engine_group *place_work(struct work_list *list, const struct model_group *model,
+                                       const struct task *task, bool packed)
+{
+    for (int e = 0; e < list->n_engine_groups && packed; e++) {
+        struct engine_group *group = &list->engine_group[e];
+        if (group->model == model && task_same_engine(group->work[0]->task, task))
+            return group;
+    }
+    size_t n = (size_t)list->n_engine_groups++;
+    list->engine_group = xrealloc_array(list->engine_group, n + 1, sizeof(*list->engine_group));
+    list->engine_group[n] = (struct engine_group){.model = model};
+    return &list->engine_group[n];
+}
+
+static void make_engine_groups(struct work_list *list, bool packed)
+{
+    for (int g = 0; g < list->n_groups; g++) {
+        struct model_group *model = &list->group[g];
+        for (int i = 0; i < model->n; i++) {
+            struct work *w = &model->work[i];
+            if (w->error)
+                continue;
+            struct engine_group *group = place_work(list, model, w->task, packed);
+            group->work = xrealloc_array(group->work, (size_t)group->n + 1, sizeof(struct work *));
+            group->work[group->n++] = w;
+        }
+    }
+}
+
+static void set_digest(struct work_list *list)
+{
+    struct sha256 *h = sha256_open();
+    for (int i = 0; i < list->tasks.n; i++)
+        sha256_add_text(h, list->tasks.task[i].key);
+    sha256_final(h, list->digest);
+}
+
 int work_list_make(struct work_list *out, struct config *c, const struct decision_policy *policy)
 {
     *out = (struct work_list){0};
@@ -113,6 +151,8 @@ int work_list_make(struct work_list *out, struct config *c, const struct decisio
     for (int g = 0; g < out->n_groups; g++)
         if (prepare_group(out, c, &out->group[g], policy) != 0)
             return -1;
+    make_engine_groups(out, c->schedule == SCHEDULE_PACKED);
+    set_digest(out);
     return 0;
 }
 
@@ -122,12 +162,14 @@ void work_list_free(struct work_list *list)
         for (int i = 0; i < list->group[g].n; i++) {
             free(list->group[g].work[i].error);
             free(list->group[g].work[i].done);
-            attempt_free(&list->group[g].work[i].attempt);
         }
         free(list->group[g].work);
     }
     for (int i = 0; i < list->n_sets; i++)
         prompt_set_free(list->set[i]);
+    for (int e = 0; e < list->n_engine_groups; e++)
+        free(list->engine_group[e].work);
+    free(list->engine_group);
     free(list->group);
     free(list->set);
     task_list_free(&list->tasks);
@@ -160,7 +202,7 @@ static int64_t put_prompts(struct store *store, const struct prompt_set *set)
     return store_put_prompts(store, &row);
 }
 
-static int resume_work(struct work *w, struct store *store, int64_t experiment_id, int64_t model_id)
+static int record_work(struct work *w, struct store *store, int64_t experiment_id, int64_t model_id)
 {
     int64_t prompts_id = put_prompts(store, w->prompts);
     if (prompts_id < 0)
@@ -178,19 +220,10 @@ static int resume_work(struct work *w, struct store *store, int64_t experiment_i
                                                             .replication = w->task->replication,
                                                             .n_samples = w->n_samples});
     free(text);
-    if (w->task_id < 0)
-        return -1;
-    if (w->n_samples == 0)
-        return 0;
-    int done = store_find_done(store, w->task->key, w->done, w->prompts->n,
-                               (int)w->task->settings.sampling.n);
-    if (done < 0)
-        return -1;
-    w->n_pending = w->n_samples - done;
-    return 0;
+    return w->task_id < 0 ? -1 : 0;
 }
 
-int work_list_resume(struct work_list *list, struct store *store, int64_t experiment_id)
+int work_list_record(struct work_list *list, struct store *store, int64_t experiment_id)
 {
     for (int g = 0; g < list->n_groups; g++) {
         struct model_group *group = &list->group[g];
@@ -198,18 +231,89 @@ int work_list_resume(struct work_list *list, struct store *store, int64_t experi
         if (model_id < 0)
             return -1;
         for (int i = 0; i < group->n; i++)
-            if (resume_work(&group->work[i], store, experiment_id, model_id) != 0)
+            if (record_work(&group->work[i], store, experiment_id, model_id) != 0)
                 return -1;
     }
     return store_commit(store);
 }
 
-int64_t work_list_samples(const struct work_list *list)
+int work_list_find_done(struct work_list *list, struct store *store)
+{
+    for (int g = 0; g < list->n_groups; g++) {
+        for (int i = 0; i < list->group[g].n; i++) {
+            struct work *w = &list->group[g].work[i];
+            if (w->n_samples == 0)
+                continue;
+            int n = store_find_done(store, w->task->key, w->done, w->prompts->n,
+                                    (int)w->task->settings.sampling.n);
+            if (n < 0)
+                return -1;
+            w->n_pending -= n;
+        }
+    }
+    return 0;
+}
+
+/* ---- the share of one worker ---- */
+
+/* Millions of parameters, at least one: integers, so that every machine cuts at the same place. */
+static uint64_t model_cost(const struct engine_group *group)
+{
+    return group->model->info.n_params / 1000000 + 1;
+}
+
+static uint64_t list_cost(const struct work_list *list)
+{
+    uint64_t total = 0;
+    for (int e = 0; e < list->n_engine_groups; e++) {
+        const struct engine_group *group = &list->engine_group[e];
+        for (int i = 0; i < group->n; i++) {
+            const struct work *w = group->work[i];
+            uint64_t n = (uint64_t)w->task->settings.sampling.n;
+            for (int p = 0; p < w->prompts->n; p++)
+                total += n * (uint64_t)work_sample_cost(w, p) * model_cost(group);
+        }
+    }
+    return total;
+}
+
+/* The part [first, last) of a line of costs, and where the walk along it stands. */
+struct share {
+    unsigned __int128 first, last; /* times two, so that the middle of a sample is a whole number */
+    uint64_t passed;
+};
+
+static void take_share(struct work *w, struct share *share, uint64_t cost_of_model)
+{
+    int n = (int)w->task->settings.sampling.n;
+    for (int i = 0; i < w->n_samples; i++) {
+        uint64_t cost = (uint64_t)work_sample_cost(w, i / n) * cost_of_model;
+        unsigned __int128 middle = 2 * (unsigned __int128)share->passed + cost;
+        share->passed += cost;
+        if (middle >= share->first && middle < share->last)
+            continue;
+        w->n_share--;
+        w->n_pending -= !w->done[i];
+        w->done[i] = true;
+    }
+}
+
+void work_list_take_share(struct work_list *list, int index, int count)
+{
+    unsigned __int128 total = 2 * (unsigned __int128)list_cost(list);
+    struct share share = {.first = total * (unsigned)index / (unsigned)count,
+                          .last = total * ((unsigned)index + 1) / (unsigned)count};
+    for (int e = 0; e < list->n_engine_groups; e++)
+        for (int i = 0; i < list->engine_group[e].n; i++)
+            take_share(list->engine_group[e].work[i], &share, model_cost(&list->engine_group[e]));
+}
+
+int64_t work_list_share(const struct work_list *list)
 {
     int64_t n = 0;
     for (int g = 0; g < list->n_groups; g++)
         for (int i = 0; i < list->group[g].n; i++)
-            n += list->group[g].work[i].n_samples;
+            n += list->group[g].work[i].n_share;
     return n;
 }
 
@@ -236,31 +340,20 @@ int work_longest_sequence(const struct work *w)
     return longest;
 }
 
-int work_collect(struct work **out, const struct model_group *group, bool *taken,
-                 const struct work_filter *filter)
+int64_t work_sample_cost(const struct work *w, int prompt)
 {
-    int n = 0;
-    for (int i = 0; i < group->n; i++) {
-        struct work *w = &group->work[i];
-        if (taken[i] || w->error || (filter->pending_only && w->n_pending == 0))
-            continue;
-        if (n && (!filter->packed || !task_same_engine(out[0]->task, w->task)))
-            continue;
-        taken[i] = true;
-        out[n++] = w;
-    }
-    return n;
+    return 8 * (int64_t)work_max_tokens(w, prompt) + w->prompts->prompt[prompt].n_ids;
 }
 
 void work_engine_options(struct engine_options *out, const struct decision *d,
-                         struct work *const *works, int n, const struct model_info *info)
+                         const struct engine_group *group, const struct model_info *info)
 {
     int longest = 2; /* the shortest sequence there is: one token in, one out */
     int64_t n_samples = 0;
-    decision_engine_options(d, &works[0]->task->settings, out);
-    for (int i = 0; i < n; i++) {
-        longest = MAX(longest, work_longest_sequence(works[i]));
-        n_samples += works[i]->n_samples;
+    decision_engine_options(d, &group->work[0]->task->settings, out);
+    for (int i = 0; i < group->n; i++) {
+        longest = MAX(longest, work_longest_sequence(group->work[i]));
+        n_samples += group->work[i]->n_samples;
     }
     if (!out->max_model_len)
         out->max_model_len = MIN(longest, info->max_position);

@@ -20,6 +20,8 @@ build header utf8proc.h    -lutf8proc libutf8proc-dev utf8proc-devel
 build header openssl/evp.h -lcrypto   libssl-dev      openssl-devel
 test  header cmocka.h      -lcmocka   libcmocka-dev   libcmocka-devel
 test  command sqlite3      -          sqlite3         sqlite
+test  command mpicc        -          libopenmpi-dev  openmpi-devel
+test  command mpirun       -          openmpi-bin     openmpi
 lint  command clang        -          clang           clang
 lint  command clang-format -          clang-format    clang-tools-extra
 lint  command git          -          git             git

@@ -1,0 +1,397 @@
+/* cluster.c - see cluster.h.
+ *
+ * The thread polls: MPI has no way to wait for a message and for a post at once. A turn without
+ * work takes two microseconds and then sleeps for TURN_NS, or less when there is a post.
+ */
+#include "runner/cluster.h"
+#include "runner/stop.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LIBRARY_NAME "quire_mpi.so"
+#define TURN_NS      1000000
+#define IDLE_S       0.1 /* between calls of on_idle                            */
+#define LIFE_S       1.0 /* between signs of life                               */
+#define CLOSE_S      20.0 /* for the other ranks to close as well              */
+
+/* The first byte of a message. */
+enum { KIND_LIFE, KIND_DATA };
+
+struct letter {
+    int rank;
+    struct str data; /* with its first byte */
+    struct letter *next;
+};
+
+struct queue {
+    struct letter *first, **end;
+};
+
+struct cluster {
+    const struct cluster_transport *transport;
+    struct cluster_place place;
+    pthread_t thread;
+    pthread_mutex_t mutex; /* of everything below                       */
+    pthread_cond_t changed;
+    struct queue posted;
+    struct cluster_traffic traffic;
+    bool opened, closing, closed;
+    enum err_kind failure; /* of opening                                */
+    char reason[ERR_MAX_LEN];
+
+    pthread_mutex_t calling;      /* of events; held during a call of one */
+    struct cluster_events events; /* on_message is NULL until cluster_listen   */
+
+    /* Of the thread alone. */
+    struct queue early; /* came before cluster_listen */
+    double *heard_s;    /* [size] time_monotonic_s() of the last message  */
+    double idle_s, life_s;
+    enum stop_level told; /* the level in the last sign of life */
+};
+
+/* ---- letters ---- */
+
+static void push(struct queue *q, int rank, char kind, const char *data, size_t n)
+{
+    struct letter *l = xcalloc(1, sizeof(*l));
+    l->rank = rank;
+    str_append(&l->data, &kind, 1);
+    str_append(&l->data, data, n);
+    *(q->first ? q->end : &q->first) = l;
+    q->end = &l->next;
+}
+
+static struct letter *pop(struct queue *q)
+{
+    struct letter *l = q->first;
+    if (l)
+        q->first = l->next;
+    return l;
+}
+
+static void free_letter(struct letter *l)
+{
+    str_free(&l->data);
+    free(l);
+}
+
+/* ---- the thread ---- */
+
+static void lose(struct cluster *c, int rank)
+{
+    pthread_mutex_lock(&c->calling);
+    if (c->events.on_lost)
+        c->events.on_lost(c->events.user, rank);
+    log_warning("rank %d has not been heard of for %.0f s: all ranks stop; what was committed is "
+                "safe, run the same command again",
+                rank, CLUSTER_SILENCE_SECONDS);
+    c->transport->abort(ERR_STOPPED);
+    _exit(ERR_STOPPED);
+}
+
+/* Rank 0 hears all ranks, the others hear rank 0. */
+static bool is_heard(const struct cluster *c, int rank)
+{
+    return rank != c->place.rank && (c->place.rank == 0 || rank == 0);
+}
+
+static void send_life(struct cluster *c, double now)
+{
+    enum stop_level level = stop_get();
+    if (now - c->life_s < LIFE_S && level == c->told)
+        return;
+    const char life[2] = {KIND_LIFE, (char)level};
+    for (int r = 0; r < c->place.size; r++)
+        if (is_heard(c, r))
+            c->transport->send(r, life, sizeof(life));
+    c->life_s = now;
+    c->told = level;
+}
+
+static void check_life(struct cluster *c, double now)
+{
+    for (int r = 0; r < c->place.size; r++)
+        if (is_heard(c, r) && now - c->heard_s[r] > CLUSTER_SILENCE_SECONDS)
+            lose(c, r);
+}
+
+static void deliver(struct cluster *c, int from, const struct str *data)
+{
+    if (data->data[0] == KIND_LIFE) {
+        stop_raise((enum stop_level)data->data[1], "another rank");
+        return;
+    }
+    pthread_mutex_lock(&c->mutex);
+    c->traffic.received_bytes += (int64_t)data->len;
+    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_lock(&c->calling);
+    if (c->events.on_message)
+        c->events.on_message(c->events.user, from, data->data + 1, data->len - 1);
+    else
+        push(&c->early, from, KIND_DATA, data->data + 1, data->len - 1);
+    pthread_mutex_unlock(&c->calling);
+}
+
+static void deliver_early(struct cluster *c)
+{
+    struct letter *l;
+    pthread_mutex_lock(&c->calling);
+    while (c->events.on_message && (l = pop(&c->early))) {
+        c->events.on_message(c->events.user, l->rank, l->data.data + 1, l->data.len - 1);
+        free_letter(l);
+    }
+    pthread_mutex_unlock(&c->calling);
+}
+
+static void receive_all(struct cluster *c, struct str *buffer)
+{
+    int from;
+    deliver_early(c);
+    while (c->transport->receive(&from, buffer)) {
+        c->heard_s[from] = time_monotonic_s();
+        deliver(c, from, buffer);
+    }
+}
+
+static void send_all(struct cluster *c)
+{
+    struct letter *l;
+    pthread_mutex_lock(&c->mutex);
+    while ((l = pop(&c->posted))) {
+        c->traffic.sent_bytes += (int64_t)l->data.len;
+        pthread_mutex_unlock(&c->mutex);
+        c->transport->send(l->rank, l->data.data, l->data.len);
+        free_letter(l);
+        pthread_mutex_lock(&c->mutex);
+    }
+    pthread_mutex_unlock(&c->mutex);
+}
+
+static void call_idle(struct cluster *c, double now)
+{
+    if (now - c->idle_s < IDLE_S)
+        return;
+    c->idle_s = now;
+    pthread_mutex_lock(&c->calling);
+    if (c->events.on_idle)
+        c->events.on_idle(c->events.user);
+    pthread_mutex_unlock(&c->calling);
+}
+
+/* Sleeps for a turn; false when there is nothing more to do. */
+static bool wait_turn(struct cluster *c)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += TURN_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&c->mutex);
+    if (!c->posted.first && !c->closing)
+        pthread_cond_timedwait(&c->changed, &c->mutex, &until);
+    bool go_on = c->posted.first || !c->closing;
+    pthread_mutex_unlock(&c->mutex);
+    return go_on;
+}
+
+static void run_turns(struct cluster *c)
+{
+    struct str buffer = {0};
+    do {
+        double now = time_monotonic_s();
+        receive_all(c, &buffer);
+        send_all(c);
+        send_life(c, now);
+        check_life(c, now);
+        call_idle(c, now);
+    } while (wait_turn(c));
+    str_free(&buffer);
+}
+
+static void *run_thread(void *user)
+{
+    struct cluster *c = user;
+    int rc = c->transport->open(&c->place);
+    pthread_mutex_lock(&c->mutex);
+    c->opened = rc == 0;
+    c->failure = rc == 0 ? ERR_NONE : err_get_kind();
+    strncpy(c->reason, rc == 0 ? "" : err_get(), sizeof(c->reason) - 1);
+    c->closed = rc != 0;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->mutex);
+    if (rc != 0)
+        return NULL;
+    c->heard_s = xcalloc((size_t)c->place.size, sizeof(*c->heard_s));
+    for (int r = 0; r < c->place.size; r++)
+        c->heard_s[r] = time_monotonic_s();
+    run_turns(c);
+    c->transport->close();
+    pthread_mutex_lock(&c->mutex);
+    c->closed = true;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->mutex);
+    return NULL;
+}
+
+/* ---- opening ---- */
+
+static int64_t environment_number(const char *name, int64_t missing)
+{
+    const char *text = getenv(name);
+    int64_t value;
+    return text && parse_int64(&value, text) ? value : missing;
+}
+
+int cluster_rank_of_environment(void)
+{
+    int64_t rank = environment_number("OMPI_COMM_WORLD_RANK", -1);
+    if (rank < 0 && environment_number("SLURM_STEP_NUM_TASKS", 1) > 1)
+        rank = environment_number("SLURM_PROCID", 0);
+    return (int)MAX(rank, 0);
+}
+
+/* 1: one of several tasks; 0: alone. A batch script's own variables speak of the whole job, so only
+ * those of a step count. */
+static int find_launch(void)
+{
+    if (getenv("OMPI_COMM_WORLD_SIZE"))
+        return environment_number("OMPI_COMM_WORLD_SIZE", 1) > 1;
+    int64_t tasks = environment_number("SLURM_STEP_NUM_TASKS", 1);
+    if (tasks <= 1)
+        return 0;
+    if (!getenv("PMIX_RANK"))
+        return err_set(ERR_CONFIG,
+                       "srun started %lld tasks that do not know of each other; use "
+                       "`srun --mpi=pmix quire run ...`, or `srun --ntasks=1 ...` for one",
+                       (long long)tasks);
+    return 1;
+}
+
+static const struct cluster_transport *load_transport(void)
+{
+    char *path = library_find(LIBRARY_NAME);
+    if (!path) {
+        err_set(ERR_RESOURCE,
+                "started as several tasks, but this build has no MPI (" LIBRARY_NAME "): install "
+                "OpenMPI's headers (libopenmpi-dev, openmpi-devel) and run make again, or start "
+                "one task");
+        return NULL;
+    }
+    /* Global: OpenMPI's own plugins look for its symbols there. */
+    void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+    const struct cluster_transport *transport = library ? dlsym(library, "cluster_mpi") : NULL;
+    if (!transport)
+        err_set(ERR_RESOURCE, "cannot load MPI: %s", dlerror());
+    free(path);
+    return transport;
+}
+
+static int start(struct cluster *c)
+{
+    if (pthread_create(&c->thread, NULL, run_thread, c) != 0)
+        return err_set(ERR_RESOURCE, "cannot start a thread for MPI");
+    pthread_mutex_lock(&c->mutex);
+    while (!c->opened && !c->closed)
+        pthread_cond_wait(&c->changed, &c->mutex);
+    pthread_mutex_unlock(&c->mutex);
+    if (c->opened)
+        return 0;
+    pthread_join(c->thread, NULL);
+    return err_set(c->failure, "%s", c->reason);
+}
+
+int cluster_open(struct cluster **out)
+{
+    *out = NULL;
+    int launched = find_launch();
+    if (launched <= 0)
+        return launched;
+    const struct cluster_transport *transport = load_transport();
+    if (!transport)
+        return -1;
+    struct cluster *c = xcalloc(1, sizeof(*c));
+    c->transport = transport;
+    pthread_mutex_init(&c->mutex, NULL);
+    pthread_mutex_init(&c->calling, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    if (start(c) != 0) {
+        free(c);
+        return -1;
+    }
+    *out = c;
+    return 0;
+}
+
+/* ---- for the other threads ---- */
+
+struct cluster_place cluster_get_place(const struct cluster *c)
+{
+    return c ? c->place : (struct cluster_place){.size = 1, .local_size = 1};
+}
+
+void cluster_listen(struct cluster *c, const struct cluster_events *events)
+{
+    pthread_mutex_lock(&c->calling);
+    c->events = *events;
+    pthread_mutex_unlock(&c->calling);
+}
+
+void cluster_post(struct cluster *c, int to, const char *data, size_t n)
+{
+    pthread_mutex_lock(&c->mutex);
+    push(&c->posted, to, KIND_DATA, data, n);
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+struct cluster_traffic cluster_get_traffic(struct cluster *c)
+{
+    struct cluster_traffic traffic = {0};
+    if (!c)
+        return traffic;
+    pthread_mutex_lock(&c->mutex);
+    traffic = c->traffic;
+    pthread_mutex_unlock(&c->mutex);
+    return traffic;
+}
+
+/* Another rank that has died keeps MPI from ending; the results are safe by now. */
+static bool wait_closed(struct cluster *c)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += (time_t)CLOSE_S;
+    pthread_mutex_lock(&c->mutex);
+    c->closing = true;
+    pthread_cond_broadcast(&c->changed);
+    int rc = 0;
+    while (!c->closed && rc == 0)
+        rc = pthread_cond_timedwait(&c->changed, &c->mutex, &until);
+    bool closed = c->closed;
+    pthread_mutex_unlock(&c->mutex);
+    return closed;
+}
+
+void cluster_close(struct cluster *c)
+{
+    if (!c)
+        return;
+    if (!wait_closed(c)) {
+        log_warning("other ranks did not end within %.0f s of this one", CLOSE_S);
+        return; /* its thread is still in MPI; the process is about to end */
+    }
+    pthread_join(c->thread, NULL);
+    struct letter *l;
+    while ((l = pop(&c->early)))
+        free_letter(l);
+    pthread_mutex_destroy(&c->mutex);
+    pthread_mutex_destroy(&c->calling);
+    pthread_cond_destroy(&c->changed);
+    free(c->heard_s);
+    free(c);
+}
