@@ -20,6 +20,7 @@ void host_get_facts(struct host_facts *out)
     struct utsname u = {0};
     *out = (struct host_facts){
         .slurm_job_id = environment_text("SLURM_JOB_ID"),
+        .slurm_array_job_id = environment_text("SLURM_ARRAY_JOB_ID"),
         .slurm_array_task_id = environment_text("SLURM_ARRAY_TASK_ID"),
         .slurm_array_job_id = environment_text("SLURM_ARRAY_JOB_ID"),
     };

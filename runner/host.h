@@ -5,11 +5,11 @@
 #include "engine/util.h"
 
 struct host_facts {
-    char name[256];                                 /* host name                             */
-    char os[256];                                   /* "Linux 6.1.0 x86_64"                  */
-    const char *slurm_job_id, *slurm_array_task_id; /* "" outside Slurm                      */
-    const char *slurm_array_job_id;                 /* "" outside an array                   */
-    int slurm_restart_count;                        /* 0 on a first run                      */
+    char name[256]; /* host name            */
+    char os[256];   /* "Linux 6.1.0 x86_64" */
+    /* "" outside Slurm */
+    const char *slurm_job_id, *slurm_array_job_id, *slurm_array_task_id;
+    int slurm_restart_count; /* 0 on a first run */
 };
 
 void host_get_facts(struct host_facts *out);

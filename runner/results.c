@@ -31,7 +31,8 @@ static const char failed_samples_sql[] =
 static const char failures_sql[] =
     "SELECT t.task_index, t.label, 'task' AS failed, NULL AS prompt_index, NULL AS sample_index,"
     " a.error FROM tasks t JOIN attempts a ON a.attempt_id ="
-    " (SELECT max(attempt_id) FROM attempts WHERE task_id = t.task_id)"
+    " (SELECT attempt_id FROM attempts JOIN runs USING (run_id) WHERE task_id = t.task_id"
+    " ORDER BY runs.started_at DESC, attempt_id DESC LIMIT 1)"
     " WHERE a.state = 'failed'"
     " UNION ALL "
     "SELECT t.task_index, t.label, 'sample', s.prompt_index, s.sample_index, s.error"

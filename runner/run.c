@@ -103,6 +103,7 @@ static int begin_run(struct run *r)
                                                     .argv = r->command_line,
                                                     .host = host.name,
                                                     .slurm_job_id = host.slurm_job_id,
+                                                    .slurm_array_job_id = host.slurm_array_job_id,
                                                     .slurm_array_task_id = host.slurm_array_task_id,
                                                     .restart_count = host.slurm_restart_count,
                                                     .mpi_size = cluster_get_place(r->cluster).size,
@@ -123,7 +124,7 @@ static int find_done(struct run *r)
         struct store *other;
         if (strcmp(files.path[i], r->path) == 0)
             continue;
-        rc = store_open_file(&other, files.path[i]);
+        rc = store_open(&other, files.path[i], STORE_READ);
         if (rc == 0) {
             rc = work_list_find_done(&r->work, other);
             store_close(other);

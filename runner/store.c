@@ -15,6 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <time.h>
 
 #define SQL_IN_MESSAGE 160 /* characters of a failed statement that are shown */
 
@@ -38,17 +40,47 @@ static bool is_harmless(int code)
            primary == SQLITE_ERROR;
 }
 
-/* Ends all writing when the open transaction is lost or cannot be ended. */
-static int give_up(struct store *s)
+struct store_time store_now(void)
+{
+    struct store_time t;
+    struct timespec ts;
+    struct tm utc;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    gmtime_r(&ts.tv_sec, &utc);
+    size_t n = strftime(t.text, sizeof(t.text), "%Y-%m-%dT%H:%M:%S", &utc);
+    snprintf(t.text + n, sizeof(t.text) - n, ".%03dZ", (int)(ts.tv_nsec / 1000000));
+    return t;
+}
+
+void store_make_key(char key[STORE_KEY_LEN + 1])
+{
+    uint8_t bytes[STORE_KEY_LEN / 2];
+    if (getrandom(bytes, sizeof(bytes), 0) != (ssize_t)sizeof(bytes))
+        die("the kernel gives no random numbers");
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        snprintf(key + 2 * i, 3, "%02x", bytes[i]);
+}
+
+/* ---- errors ---- */
+
+/* No call writes any more: each repeats this error. */
+static void end_writing(struct store *s)
 {
     if (!sqlite3_get_autocommit(s->db))
         sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL); /* may be rolled back already */
+    s->failure = xstrdup(err_get());
+    s->failure_kind = err_get_kind();
+    s->in_transaction = false;
+}
+
+/* Ends all writing when the open transaction is lost or cannot be ended. */
+static int give_up(struct store *s)
+{
     err_set(err_get_kind(),
             "%.1500s; %lld samples of this run are committed and safe, the last %d are not: mend "
             "this and give the same command again",
             err_get(), (long long)s->n_committed, s->n_pending);
-    s->failure = xstrdup(err_get());
-    s->in_transaction = false;
+    end_writing(s);
     return -1;
 }
 
@@ -92,7 +124,7 @@ struct sqlite3_stmt *store_prepare(struct store *s, enum store_statement which, 
 int store_begin(struct store *s)
 {
     if (s->failure)
-        return err_set(ERR_RESOURCE, "%s", s->failure);
+        return err_set(s->failure_kind, "%s", s->failure);
     if (s->in_transaction)
         return 0;
     if (store_exec(s, "begin to write", "BEGIN IMMEDIATE") != 0)
@@ -106,11 +138,16 @@ int store_begin(struct store *s)
 static int try_commit(struct store *s)
 {
     if (s->failure) {
-        err_set(ERR_RESOURCE, "%s", s->failure);
+        err_set(s->failure_kind, "%s", s->failure);
         return SQLITE_ERROR;
     }
     if (!s->in_transaction)
         return SQLITE_OK;
+    if (s->token[0] && store_check_claim(s) != 0) {
+        if (!s->failure)
+            end_writing(s);
+        return SQLITE_ERROR;
+    }
     int rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
     s->committed_s = time_monotonic_s();
     if (rc != SQLITE_OK) {
@@ -165,40 +202,69 @@ static int open_to_read(struct store *s)
     return store_exec(s, "open for reading", "PRAGMA query_only = ON");
 }
 
+/* Whether a statement's first value is this text. */
+static bool answers(struct store *s, const char *sql, const char *expected)
+{
+    sqlite3_stmt *stmt;
+    if (sqlite3_prepare_v2(s->db, sql, -1, &stmt, NULL) != SQLITE_OK)
+        return false;
+    bool same = sqlite3_step(stmt) == SQLITE_ROW &&
+                sqlite3_stricmp((const char *)sqlite3_column_text(stmt, 0), expected) == 0;
+    sqlite3_finalize(stmt);
+    return same;
+}
+
+static bool has_log(struct store *s)
+{
+    return answers(s, "PRAGMA journal_mode", "wal");
+}
+
 /* False when this mode is not possible now: SQLite then answers with the old one or an error. */
 static bool set_journal(struct store *s, const char *mode)
 {
     char sql[64];
     snprintf(sql, sizeof(sql), "PRAGMA journal_mode = %s", mode);
-    sqlite3_stmt *stmt;
-    if (sqlite3_prepare_v2(s->db, sql, -1, &stmt, NULL) != SQLITE_OK)
-        return false;
-    bool done = sqlite3_step(stmt) == SQLITE_ROW &&
-                sqlite3_stricmp((const char *)sqlite3_column_text(stmt, 0), mode) == 0;
-    sqlite3_finalize(stmt);
-    return done;
+    return answers(s, sql, mode);
 }
 
 /* A log that cannot be made (a reader of the old journal is busy, no shared memory) is no reason
- * not to run. */
+ * not to run. A file that has one shows that it works here. */
 static int choose_journal(struct store *s)
 {
-    bool wal = store_path_is_local(s->path) && set_journal(s, "wal");
+    bool wal = store_path_is_local(s->path) && (has_log(s) || store_probe_log(s->path)) &&
+               set_journal(s, "wal");
     if (!wal && !set_journal(s, "truncate"))
         return store_fail(s, "choose a journal", NULL);
     return store_exec(s, "open for writing", "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
 }
 
-static int open_to_write(struct store *s)
+/* Tables and the writer's name appear in one transaction. */
+static int take_over(struct store *s)
+{
+    sqlite3_busy_timeout(s->db, STORE_CLAIM_MS);
+    int rc = store_begin(s);
+    if (rc == 0)
+        rc = store_schema_migrate(s);
+    if (rc == 0)
+        rc = store_claim(s);
+    if (rc == 0)
+        rc = store_commit(s);
+    sqlite3_busy_timeout(s->db, STORE_BUSY_MS);
+    return rc;
+}
+
+static int open_to_write(struct store *s, const struct store_owner *owner)
 {
     char *folder = path_dirname(s->path);
     int rc = dir_make(folder);
     free(folder);
-    if (rc != 0 || store_lock_open(&s->lock, s->path) != 0 ||
+    s->owner_job = xstrdup(owner->job);
+    s->owner_restart_count = owner->restart_count;
+    if (rc != 0 || store_lock_open(&s->lock, s->path, owner) != 0 ||
         connect_db(s, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE) != 0 ||
         store_schema_check(s) != 0 || choose_journal(s) != 0)
         return -1;
-    return store_schema_migrate(s);
+    return take_over(s);
 }
 
 /* The database first and its lock last, so that no other writer finds it half closed. */
@@ -209,21 +275,41 @@ static void discard(struct store *s)
     sqlite3_close(s->db);
     store_lock_close(s->lock);
     free(s->failure);
+    free(s->owner_job);
     free(s->path);
     free(s);
 }
 
-int store_open(struct store **out, const char *path, enum store_mode mode)
+static struct store *make_store(const char *path, enum store_mode mode)
 {
     struct store *s = xcalloc(1, sizeof(*s));
     s->path = xstrdup(path);
     s->mode = mode;
-    if ((mode == STORE_WRITE ? open_to_write(s) : open_to_read(s)) != 0) {
+    return s;
+}
+
+static int finish_open(struct store **out, struct store *s, int rc)
+{
+    if (rc != 0) {
         discard(s);
         return -1;
     }
     *out = s;
     return 0;
+}
+
+int store_open_as(struct store **out, const char *path, const struct store_owner *owner)
+{
+    struct store *s = make_store(path, STORE_WRITE);
+    return finish_open(out, s, open_to_write(s, owner));
+}
+
+int store_open(struct store **out, const char *path, enum store_mode mode)
+{
+    if (mode == STORE_WRITE)
+        return store_open_as(out, path, &(struct store_owner){.job = ""});
+    struct store *s = make_store(path, STORE_READ);
+    return finish_open(out, s, open_to_read(s));
 }
 
 int store_close(struct store *s)

@@ -1,4 +1,5 @@
-/* store.h - results in SQLite: one file, plain tables, views with plain names.
+/* store.h - results in SQLite: plain tables, views with plain names. One file, or one per worker of
+ * a job array (shards), which read like one.
  *
  * One writer. Rows are committed when a second has passed since the last commit or 32 samples are
  * waiting, whichever is first, checked at every call that writes; and at once by store_commit (end
@@ -8,6 +9,10 @@
  *
  * The writer's lock is FILE.lock. On a local file system FILE-wal and FILE-shm stand beside the
  * file while it is written; store_close leaves one file. Readable by SQLite 3.26.
+ *
+ * Every writer enters its name in the database when it opens it, and every commit looks whether it
+ * is still there: one whose lock was lost (a node that was cut off the network) commits nothing any
+ * more once another writes.
  * One thread at a time. The only user of sqlite3.h (files runner/store*.c).
  */
 #ifndef QUIRE_STORE_H
@@ -21,7 +26,9 @@
 struct store;
 
 enum store_mode {
-    STORE_READ,  /* must exist; a file of a newer version is read with a warning  */
+    STORE_READ,  /* all files of store_list_files() as one; there must be one. A file of a newer
+                    version is read with a warning. Several files, and one of an older version, are
+                    read as they are now: they are copied into a temporary database             */
     STORE_WRITE, /* made (with its folder) or migrated; a newer one is refused.
                     Takes the writer's lock until store_close                     */
 };
@@ -30,10 +37,50 @@ enum store_mode {
  * created, disk full, or another process is writing to it (the message says which: pid, host, since
  * when). */
 int store_open(struct store **out, const char *path, enum store_mode mode);
+
+/* Who writes; "" and 0 outside Slurm. */
+struct store_owner {
+    const char *job;   /* "1234", or "1234_7" of an array task */
+    int restart_count; /* SLURM_RESTART_COUNT                  */
+};
+/* store_open(..., STORE_WRITE) with an owner. A lock that an older attempt of the same job holds (a
+ * smaller restart_count; it may be cut off the network and still run) does not stop a newer one:
+ * the newer one writes, and the older one's next commit fails with ERR_STOPPED, nothing of it being
+ * kept. ERR_STOPPED when a newer attempt writes already. */
+int store_open_as(struct store **out, const char *path, const struct store_owner *owner);
+
 /* Commits and closes; accepts NULL. -1 when the last commit failed. */
 int store_close(struct store *s);
-/* Commits what is pending. -1 with ERR_RESOURCE when the disk is full: what was committed stays. */
+/* Commits what is pending. -1 with ERR_RESOURCE when the disk is full, with ERR_STOPPED when
+ * another process writes to the file now: what was committed stays. */
 int store_commit(struct store *s);
+
+/* ---- shards ---- */
+struct store_files {
+    char **path; /* [n] */
+    int n;
+};
+/* The files that hold the results of `path` (x.db): itself when it exists, then x.d/NAME.db by
+ * name; of a folder: its NAME.db by name. n = 0 when there is none. -1 when a folder cannot be
+ * read. */
+int store_list_files(struct store_files *out, const char *path);
+void store_files_free(struct store_files *files);
+
+/* The file of worker `index` of `count` (from 0): x.d/0007-of-0064.db. The caller frees. */
+char *store_shard_path(const char *path, int index, int count);
+
+/* What a merge brought: rows that were not there, and samples that came out another way. */
+struct store_merge_counts {
+    int64_t tasks, attempts, samples, nondeterministic;
+};
+/* Adds everything of the database `from` to `into`, which is open for writing, in one transaction.
+ * Idempotent: rows that are there already stay, but for what was going on when they were merged (a
+ * running attempt) and has ended since. A finished sample replaces a failed one. A finished sample
+ * that is there with another hash is left out and recorded as an event `nondeterministic`. A task
+ * belongs to the newest experiment of all files that have it. An empty file is nothing to add.
+ * ERR_DATA: `from` is not a results database, or of a newer version than `into`; then nothing of it
+ * is added and `into` can be used on. */
+int store_merge(struct store *into, const char *from, struct store_merge_counts *counts);
 
 /* ---- what a run records. Ids are row ids; -1 with an error on failure. ---- */
 struct store_experiment {
@@ -52,12 +99,27 @@ int64_t store_put_environment(struct store *s, const struct store_environment *e
 
 struct store_run {
     int64_t experiment_id, environment_id;
-    const char *argv, *host, *slurm_job_id, *slurm_array_task_id; /* "" outside Slurm */
+    const char *argv, *host;
+    const char *slurm_job_id, *slurm_array_job_id, *slurm_array_task_id; /* "" outside Slurm */
     int restart_count, mpi_size, pid;
 };
 /* Attempts that are still "running" belong to a run that was cut off: they become "lost". */
 int64_t store_begin_run(struct store *s, const struct store_run *r);
 int store_end_run(struct store *s, int64_t run_id, int exit_code);
+
+/* One rank of a run: who is running where. */
+struct store_worker {
+    int64_t run_id, environment_id; /* environment_id 0: not known yet              */
+    int rank, pid;
+    const char *host, *device;          /* "n3", "cuda"                                 */
+    const char *state;                  /* "loading", "running", "idle", "ended", "lost" */
+    int task_index;                     /* a task it works on; -1: none (NULL in the row) */
+    int64_t n_done;                     /* samples it finished in this run              */
+    double busy_s, wall_s;              /* generating; since its start                  */
+    int64_t sent_bytes, received_bytes; /* over MPI                                     */
+};
+/* Inserts or updates the row of (run_id, rank); seen_at becomes now. */
+int store_put_worker(struct store *s, const struct store_worker *w);
 
 struct store_model {
     const char *path, *arch, *fingerprint, *dtype;
@@ -84,9 +146,10 @@ struct store_task {
 };
 int64_t store_put_task(struct store *s, const struct store_task *t);
 
-/* One try at a task by this run. */
+/* One try at a task by one rank of this run. */
 struct store_attempt {
     int64_t task_id, run_id;
+    int rank;
     const char *engine_used;    /* "fast", "standard"                                 */
     const char *attention_used; /* "flash", "eager"                                   */
     const char *device_used;    /* "cpu"                                              */
@@ -150,7 +213,8 @@ int store_put_tick(struct store *s, const struct store_tick *tick);
 
 /* ---- what a resumed run asks ---- */
 /* Marks in done[n_prompts * n_per_prompt] (prompt-major) the samples of a task that are finished
- * without an error. Returns how many, 0 for a task that is not there, -1 on failure. */
+ * without an error, and clears no mark, so that several files can be asked one after the other.
+ * Returns how many it marked that were not, 0 for a task that is not there, -1 on failure. */
 int store_find_done(struct store *s, const char *task_key, bool *done, int n_prompts,
                     int n_per_prompt);
 

@@ -8,16 +8,24 @@
  * memory shared by all processes that use the database, so they must run on one machine. */
 bool store_fs_is_local(int64_t f_type);
 
-/* The same for the file system of an existing file or folder; false when it cannot be asked. */
+/* The same for the file system of an existing file or folder; false when it cannot be asked. A test
+ * can pretend another type: environment QUIRE_TEST_FS_TYPE=0x6969 (NFS). */
 bool store_path_is_local(const char *path);
+
+/* Whether a write-ahead log works in the folder of a database that nobody else writes to: tried out
+ * with a throw-away database, PATH.probe, by two connections. */
+bool store_probe_log(const char *path);
 
 /* The right to write to a database: an open-file-description lock on FILE.lock, whose text says who
  * holds it. The kernel drops it with the process, however that ends. */
 struct store_lock;
+struct store_owner; /* store.h */
 
 /* ERR_RESOURCE when another process (or another store of this one) holds it, with that one's pid,
- * host and time. The folder of `path` must exist; symbolic links are followed. */
-int store_lock_open(struct store_lock **out, const char *path);
+ * host and time, or when the file system cannot lock. Taken all the same from an older attempt of
+ * the owner's job; ERR_STOPPED when a newer attempt of it holds it. The folder of `path` must
+ * exist; symbolic links are followed. */
+int store_lock_open(struct store_lock **out, const char *path, const struct store_owner *owner);
 void store_lock_close(struct store_lock *lock); /* accepts NULL */
 
 #endif

@@ -8,6 +8,16 @@
 /* How long a statement waits for a lock: readers of a rollback journal hold the writer up, and the
  * other way round. */
 #define STORE_BUSY_MS 10000
+/* The same for the moment in which a newer attempt takes the database over: the older one, which
+ * commits within seconds unless it hangs, may be within a transaction. */
+#define STORE_CLAIM_MS 60000
+
+/* runs.run_key of a run that was recorded before there were keys, as SQL. */
+#define STORE_OLD_RUN_KEY                                                                          \
+    "'old-' || coalesce(started_at, '') || '-' || coalesce(host, '') || '-' || coalesce(pid, 0)"   \
+    " || '-' || run_id"
+
+#define STORE_KEY_LEN 32 /* 128 random bits in hex */
 
 struct sqlite3;
 struct sqlite3_stmt;
@@ -27,6 +37,9 @@ enum store_statement {
     STORE_UPDATE_TASK,
     STORE_INSERT_RUN,
     STORE_UPDATE_RUN,
+    STORE_FIND_WORKER,
+    STORE_INSERT_WORKER,
+    STORE_UPDATE_WORKER,
     STORE_INSERT_ATTEMPT,
     STORE_UPDATE_ATTEMPT,
     STORE_FIND_RUN,
@@ -36,6 +49,7 @@ enum store_statement {
     STORE_INSERT_EVENT,
     STORE_INSERT_TICK,
     STORE_FIND_DONE,
+    STORE_FIND_WRITER,
     STORE_N_STATEMENTS,
 };
 
@@ -43,16 +57,28 @@ struct store {
     struct sqlite3 *db;
     char *path;
     enum store_mode mode;
-    struct store_lock *lock; /* STORE_WRITE */
+    struct store_lock *lock;       /* STORE_WRITE                                */
+    char token[STORE_KEY_LEN + 1]; /* of its claim; "": it has none, as a reader */
+    char *owner_job;
+    int owner_restart_count;
     struct sqlite3_stmt *statement[STORE_N_STATEMENTS];
     bool in_transaction;
     int n_pending;       /* samples of the open transaction                   */
     int64_t n_committed; /* samples that this store has committed             */
     double committed_s;  /* time_monotonic_s() of the last commit             */
     char *failure;       /* why nothing can be written any more; NULL: it can */
+    enum err_kind failure_kind;
+};
+
+/* "2026-01-31T09:05:00.123Z": sorts by time and is read by SQLite's date functions. */
+struct store_time {
+    char text[32];
 };
 
 /* ---- store.c ---- */
+struct store_time store_now(void);
+/* A new random key. */
+void store_make_key(char key[STORE_KEY_LEN + 1]);
 /* Records SQLite's last error as "PATH: cannot WHAT: reason (SQL)"; returns -1. An error that took
  * the open transaction with it ends all writing: what was acknowledged is gone. */
 int store_fail(struct store *s, const char *what, const char *sql);
@@ -66,14 +92,24 @@ int store_begin(struct store *s);
 /* Counts samples into the transaction and commits when it is time. */
 int store_added(struct store *s, int n_samples);
 
+/* ---- store_fence.c ---- */
+/* Enters this store as the one writer, in the open transaction. */
+int store_claim(struct store *s);
+/* ERR_STOPPED when another has entered itself since. */
+int store_check_claim(struct store *s);
+
 /* ---- store_schema.c ---- */
 /* ERR_DATA unless the file is a quire database or (STORE_WRITE) empty. */
 int store_schema_check(struct store *s);
-/* Brings tables, columns and views to this version, in one transaction. */
+/* Brings tables, columns and views to this version, in the open transaction. */
 int store_schema_migrate(struct store *s);
 /* The column of a configuration key: "engine.max_num_seqs" becomes engine_max_num_seqs. The caller
  * frees. */
 char *store_column_name(const char *key);
+
+/* ---- store_views.c ---- */
+/* Makes all views anew. */
+int store_make_views(struct store *s);
 
 /* ---- store_query.c ---- */
 /* Adds the aggregate stddev(x), the standard deviation of a sample; NULL for fewer than two. */

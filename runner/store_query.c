@@ -173,7 +173,6 @@ int store_query(struct store *s, const char *sql, store_row_fn row, void *user)
 int store_find_done(struct store *s, const char *task_key, bool *done, int n_prompts,
                     int n_per_prompt)
 {
-    memset(done, 0, (size_t)n_prompts * (size_t)n_per_prompt * sizeof(*done));
     sqlite3_stmt *stmt =
         store_prepare(s, STORE_FIND_DONE,
                       "SELECT prompt_index, sample_index FROM samples JOIN tasks USING (task_id)"

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum field_type { FIELD_INTEGER, FIELD_REFERENCE, FIELD_REAL, FIELD_TEXT };
 
@@ -50,23 +49,6 @@ struct row {
         .column = (name), .type = FIELD_REFERENCE, .integer = (id)                                 \
     }
 #define ROW(name, fields) (&(struct row){(name), (fields), ARRAY_LEN(fields)})
-
-/* "2026-01-31T09:05:00.123Z": sorts by time and is read by SQLite's date functions. */
-struct timestamp {
-    char text[32];
-};
-
-static struct timestamp now(void)
-{
-    struct timestamp t;
-    struct timespec ts;
-    struct tm utc;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    gmtime_r(&ts.tv_sec, &utc);
-    size_t n = strftime(t.text, sizeof(t.text), "%Y-%m-%dT%H:%M:%S", &utc);
-    snprintf(t.text + n, sizeof(t.text) - n, ".%03dZ", (int)(ts.tv_nsec / 1000000));
-    return t;
-}
 
 /* ---- statements from rows ---- */
 
@@ -208,11 +190,28 @@ static int64_t put_row_once(struct store *s, enum store_statement find, enum sto
     return id < 0 || store_added(s, 0) != 0 ? -1 : id;
 }
 
+/* The same, and a row that is there takes the first n_update values of this one. `statement` finds
+ * it, and the next two of the enum insert and update it. */
+static int64_t put_row_latest(struct store *s, enum store_statement statement,
+                              const struct row *row, size_t n_key, size_t n_update)
+{
+    const struct row key = {row->table, row->field, n_key};
+    const struct row update = {row->table, row->field, n_update};
+    if (store_begin(s) != 0)
+        return -1;
+    int64_t id = find_row(s, statement, &key);
+    if (id == 0)
+        id = insert_row(s, statement + 1, row);
+    else if (id > 0 && update_row(s, statement + 2, &update, id) != 0)
+        id = -1;
+    return id < 0 || store_added(s, 0) != 0 ? -1 : id;
+}
+
 /* ---- what a run is about ---- */
 
 int64_t store_put_experiment(struct store *s, const struct store_experiment *e)
 {
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
     const struct field field[] = {
         TEXT("name", e->name),
         TEXT("config_path", e->config_path),
@@ -304,19 +303,6 @@ static struct field setting_field(const char *column, const json_t *value)
 
 /* A task that is there already takes this experiment's index, label and paths, which are no part of
  * its key: a task belongs to the experiment that asked for it last. */
-static int64_t put_task_row(struct store *s, const struct row *row)
-{
-    const struct row key = {row->table, row->field, 1};
-    if (store_begin(s) != 0)
-        return -1;
-    int64_t id = find_row(s, STORE_FIND_TASK, &key);
-    if (id == 0)
-        id = insert_row(s, STORE_INSERT_TASK, row);
-    else if (id > 0 && update_row(s, STORE_UPDATE_TASK, row, id) != 0)
-        id = -1;
-    return id < 0 || store_added(s, 0) != 0 ? -1 : id;
-}
-
 int64_t store_put_task(struct store *s, const struct store_task *t)
 {
     const struct field own[] = {
@@ -343,7 +329,7 @@ int64_t store_put_task(struct store *s, const struct store_task *t)
         column[n_settings] = store_column_name(key->path);
         field[n++] = setting_field(column[n_settings++], json_object_get(settings, key->path));
     }
-    int64_t id = put_task_row(s, &(struct row){"tasks", field, n});
+    int64_t id = put_row_latest(s, STORE_FIND_TASK, &(struct row){"tasks", field, n}, 1, n);
     while (n_settings > 0)
         free(column[--n_settings]);
     free(column);
@@ -361,14 +347,18 @@ int64_t store_begin_run(struct store *s, const struct store_run *r)
         store_exec(s, "mark lost attempts",
                    "UPDATE attempts SET state = 'lost' WHERE state = 'running'") != 0)
         return -1;
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
+    char key[STORE_KEY_LEN + 1];
+    store_make_key(key);
     const struct field field[] = {
+        TEXT("run_key", key),
         INTEGER("experiment_id", r->experiment_id),
         INTEGER("environment_id", r->environment_id),
         TEXT("argv", r->argv),
         TEXT("host", r->host),
         INTEGER("pid", r->pid),
         OPTIONAL("slurm_job_id", r->slurm_job_id),
+        OPTIONAL("slurm_array_job_id", r->slurm_array_job_id),
         OPTIONAL("slurm_array_task_id", r->slurm_array_task_id),
         INTEGER("restart_count", r->restart_count),
         INTEGER("mpi_size", r->mpi_size),
@@ -379,19 +369,47 @@ int64_t store_begin_run(struct store *s, const struct store_run *r)
 
 int store_end_run(struct store *s, int64_t run_id, int exit_code)
 {
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
     const struct field field[] = {TEXT("ended_at", at.text), INTEGER("exit_code", exit_code)};
     if (store_begin(s) != 0 || update_row(s, STORE_UPDATE_RUN, ROW("runs", field), run_id) != 0)
         return -1;
     return store_added(s, 0);
 }
 
+int store_put_worker(struct store *s, const struct store_worker *w)
+{
+    const struct store_time at = store_now();
+    const struct field task = w->task_index < 0
+                                  ? (struct field)TEXT("task_index", NULL)
+                                  : (struct field)INTEGER("task_index", w->task_index);
+    const struct field field[] = {
+        INTEGER("run_id", w->run_id),
+        INTEGER("rank", w->rank),
+        TEXT("host", w->host),
+        INTEGER("pid", w->pid),
+        REFERENCE("environment_id", w->environment_id),
+        OPTIONAL("device", w->device),
+        TEXT("state", w->state),
+        task,
+        INTEGER("n_done", w->n_done),
+        REAL("busy_s", w->busy_s),
+        REAL("wall_s", w->wall_s),
+        INTEGER("sent_bytes", w->sent_bytes),
+        INTEGER("received_bytes", w->received_bytes),
+        TEXT("seen_at", at.text),
+        TEXT("started_at", at.text),
+    };
+    const struct row *row = ROW("workers", field);
+    return put_row_latest(s, STORE_FIND_WORKER, row, 2, row->n - 1) < 0 ? -1 : 0;
+}
+
 int64_t store_begin_attempt(struct store *s, const struct store_attempt *a)
 {
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
     const struct field field[] = {
         INTEGER("task_id", a->task_id),
         INTEGER("run_id", a->run_id),
+        INTEGER("rank", a->rank),
         TEXT("state", "running"),
         OPTIONAL("engine_used", a->engine_used),
         OPTIONAL("attention_used", a->attention_used),
@@ -408,7 +426,7 @@ int64_t store_begin_attempt(struct store *s, const struct store_attempt *a)
 
 int store_end_attempt(struct store *s, int64_t attempt_id, const struct store_attempt_end *end)
 {
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
     const struct field field[] = {
         TEXT("state", end->state),
         OPTIONAL("error", end->error),
@@ -450,7 +468,7 @@ int store_end_attempt(struct store *s, int64_t attempt_id, const struct store_at
 static int insert_event(struct store *s, int64_t run_id, int64_t attempt_id, const char *kind,
                         const char *detail)
 {
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
     const struct field field[] = {
         INTEGER("run_id", run_id), REFERENCE("attempt_id", attempt_id),
         TEXT("kind", kind),        TEXT("detail", detail),
@@ -523,7 +541,7 @@ static char *ids_text(const int *ids, int n)
 /* Inserts the sample, or puts it in the place of the failed one with id `replaced`. */
 static int write_sample(struct store *s, const struct store_sample *p, int64_t replaced)
 {
-    const struct timestamp at = now();
+    const struct store_time at = store_now();
     char *ids = p->ids ? ids_text(p->ids, p->n_output_tokens) : NULL;
     const struct field field[] = {
         TEXT("key", p->key),

@@ -136,100 +136,37 @@ static const char *const migrations[] = {
     " at TEXT);"
     "CREATE INDEX events_run ON events(run_id);"
     "CREATE INDEX events_attempt ON events(attempt_id);",
+
+    /* run_key is the same in every file that has the run. Old runs get theirs from what they are,
+     * so that copies of an old file agree. */
+    "ALTER TABLE runs ADD COLUMN run_key TEXT;"
+    "UPDATE runs SET run_key = " STORE_OLD_RUN_KEY ";"
+    "CREATE UNIQUE INDEX runs_key ON runs(run_key);"
+    "ALTER TABLE runs ADD COLUMN slurm_array_job_id TEXT;"
+    "ALTER TABLE attempts ADD COLUMN rank INTEGER NOT NULL DEFAULT 0;"
+
+    "CREATE TABLE workers("
+    " run_id INTEGER NOT NULL REFERENCES runs,"
+    " rank INTEGER NOT NULL,"
+    " host TEXT, pid INTEGER,"
+    " environment_id INTEGER REFERENCES environments," /* NULL: not known yet     */
+    " device TEXT,"
+    " state TEXT NOT NULL,"      /* loading, running, idle, ended, lost  */
+    " task_index INTEGER,"       /* NULL: none                           */
+    " n_done INTEGER,"           /* samples                              */
+    " busy_s REAL, wall_s REAL," /* generating; since its start          */
+    " sent_bytes INTEGER, received_bytes INTEGER,"
+    " started_at TEXT, seen_at TEXT,"
+    " PRIMARY KEY(run_id, rank));"
+
+    /* The last one that opened the file to write: see store_fence.c. */
+    "CREATE TABLE writer("
+    " one INTEGER PRIMARY KEY CHECK(one = 1),"
+    " token TEXT NOT NULL,"
+    " job TEXT, restart_count INTEGER, pid INTEGER, host TEXT, since TEXT);",
 };
 
 #define SCHEMA_VERSION ((int)ARRAY_LEN(migrations))
-
-struct view {
-    const char *name;
-    const char *select;
-};
-
-static const struct view views[] = {
-    /* The last attempt of each task that came to an end, whatever the end was. */
-    {"latest_attempts", "SELECT * FROM attempts a WHERE attempt_id ="
-                        " (SELECT max(attempt_id) FROM attempts"
-                        " WHERE task_id = a.task_id AND state IN ('done', 'failed', 'stopped'))"},
-
-    /* Numbers are those of the attempt: after a resume, of the samples that were still missing. */
-    {"throughput",
-     "SELECT t.task_index, t.label, m.name AS model, a.engine_used, a.attention_used,"
-     " a.decision_reason, t.replication, a.n_samples, a.output_tokens, a.run_s, a.output_tps,"
-     " a.total_tps, a.degraded, a.state, a.shared_batch, e.name AS experiment"
-     " FROM tasks t JOIN latest_attempts a USING (task_id) JOIN models m USING (model_id)"
-     " JOIN experiments e USING (experiment_id)"
-     " ORDER BY t.experiment_id, t.task_index"},
-
-    {"latency",
-     "SELECT t.task_index, t.label, m.name AS model, a.engine_used, a.attention_used,"
-     " t.replication, a.n_samples, a.ttft_p50_s, a.ttft_p90_s, a.ttft_p99_s, a.tpot_p50_s,"
-     " a.tpot_p90_s, a.tpot_p99_s, a.e2e_p50_s, a.e2e_p90_s, a.e2e_p99_s, e.name AS experiment"
-     " FROM tasks t JOIN latest_attempts a USING (task_id) JOIN models m USING (model_id)"
-     " JOIN experiments e USING (experiment_id)"
-     " ORDER BY t.experiment_id, t.task_index"},
-
-    /* A task is done when all its samples are, failed when its last attempt is over and left
-     * failures, and otherwise pending. A task without samples is one whose model or prompts could
-     * not be read. */
-    {"progress",
-     "WITH counted AS ("
-     " SELECT t.experiment_id, t.n_samples,"
-     "  (SELECT count(*) FROM samples s WHERE s.task_id = t.task_id AND s.error IS NULL) AS ok,"
-     "  (SELECT count(*) FROM samples s WHERE s.task_id = t.task_id AND s.error IS NOT NULL) AS bad,"
-     "  (SELECT a.state FROM attempts a WHERE a.task_id = t.task_id"
-     "   ORDER BY a.attempt_id DESC LIMIT 1) AS state"
-     " FROM tasks t),"
-     " judged AS ("
-     " SELECT *, CASE WHEN n_samples > 0 AND ok = n_samples THEN 'done'"
-     "  WHEN state = 'failed' OR (n_samples > 0 AND ok + bad = n_samples) THEN 'failed'"
-     "  ELSE 'pending' END AS verdict"
-     " FROM counted)"
-     " SELECT e.experiment_id, e.name AS experiment, count(*) AS tasks,"
-     " sum(verdict = 'done') AS tasks_done, sum(verdict = 'failed') AS tasks_failed,"
-     " sum(verdict = 'pending') AS tasks_pending, sum(n_samples) AS samples,"
-     " sum(ok) AS samples_done, sum(bad) AS samples_failed,"
-     " sum(n_samples - ok - bad) AS samples_pending"
-     " FROM judged JOIN experiments e USING (experiment_id) GROUP BY e.experiment_id"},
-
-    {"fallbacks",
-     "SELECT a.started_at AS at, 'attempt' AS source, e.name AS experiment, t.task_index, t.label,"
-     " a.engine_used, a.attention_used, a.device_used, a.degraded_reason AS reason"
-     " FROM attempts a JOIN tasks t USING (task_id) JOIN experiments e USING (experiment_id)"
-     " WHERE a.degraded"
-     " UNION ALL "
-     "SELECT v.at, 'event', e.name, t.task_index, t.label, a.engine_used, a.attention_used,"
-     " a.device_used, v.detail"
-     " FROM events v JOIN runs r USING (run_id)"
-     " JOIN experiments e ON e.experiment_id = r.experiment_id"
-     " LEFT JOIN attempts a ON a.attempt_id = v.attempt_id"
-     " LEFT JOIN tasks t ON t.task_id = a.task_id"
-     " WHERE v.kind = 'fallback' ORDER BY 1"},
-};
-
-/* Pairs of finished tasks that differ in the attention kernel alone: the same settings (the pairs
- * of columns that follow), the same work on the same kind of machine. CROSS JOIN keeps SQLite from
- * going through all pairs of attempts: the partners of a task are found by index. */
-static const char attention_speedup[] =
-    "SELECT t.task_index, t.label, m.name AS model, t.replication, a.attention_used, a.output_tps,"
-    " u.task_index AS eager_task_index, b.output_tps AS eager_tps,"
-    " a.output_tps / b.output_tps AS speedup, e.name AS experiment"
-    " FROM latest_attempts a JOIN tasks t ON t.task_id = a.task_id"
-    " JOIN runs r ON r.run_id = a.run_id"
-    " JOIN environments n ON n.environment_id = r.environment_id"
-    " JOIN models m ON m.model_id = t.model_id"
-    " JOIN experiments e ON e.experiment_id = t.experiment_id"
-    " CROSS JOIN tasks u ON u.model_id = t.model_id AND u.prompts_id = t.prompts_id"
-    "  AND u.replication = t.replication"
-    " CROSS JOIN latest_attempts b ON b.task_id = u.task_id"
-    " JOIN runs q ON q.run_id = b.run_id"
-    " JOIN environments o ON o.environment_id = q.environment_id"
-    " WHERE a.attention_used <> 'eager' AND b.attention_used = 'eager'"
-    " AND a.state = 'done' AND b.state = 'done' AND a.output_tps > 0 AND b.output_tps > 0"
-    " AND a.n_samples = b.n_samples AND a.engine_used IS b.engine_used"
-    " AND a.device_used IS b.device_used AND a.dtype_used IS b.dtype_used"
-    " AND n.cpu IS o.cpu AND n.gpu IS o.gpu AND n.n_threads IS o.n_threads";
-
-static const char attention_key[] = "engine.attention";
 
 /* ---- reading what a file is ---- */
 
@@ -320,40 +257,6 @@ static int add_columns(struct store *s, int *added)
     return 0;
 }
 
-static int make_view(struct store *s, const char *name, const char *select)
-{
-    char *sql = xasprintf("DROP VIEW IF EXISTS %s; CREATE VIEW %s AS %s", name, name, select);
-    int rc = store_exec(s, "make a view", sql);
-    free(sql);
-    return rc;
-}
-
-static int make_attention_speedup(struct store *s)
-{
-    struct str sql = {0};
-    str_append_c(&sql, attention_speedup);
-    for (size_t i = 0; i < config_n_keys(); i++) {
-        const struct config_key *key = config_get_key(i);
-        if (!key->per_task || strcmp(key->path, attention_key) == 0)
-            continue;
-        char *name = store_column_name(key->path);
-        str_appendf(&sql, " AND t.%s IS u.%s", name, name);
-        free(name);
-    }
-    str_append_c(&sql, " ORDER BY t.experiment_id, t.task_index");
-    int rc = make_view(s, "attention_speedup", sql.data);
-    str_free(&sql);
-    return rc;
-}
-
-static int make_views(struct store *s)
-{
-    for (size_t i = 0; i < ARRAY_LEN(views); i++)
-        if (make_view(s, views[i].name, views[i].select) != 0)
-            return -1;
-    return make_attention_speedup(s);
-}
-
 static int migrate(struct store *s)
 {
     int version, added = 0;
@@ -368,7 +271,7 @@ static int migrate(struct store *s)
         return 0;
     char *marks = xasprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", APPLICATION_ID,
                             SCHEMA_VERSION);
-    int rc = make_views(s);
+    int rc = store_make_views(s);
     if (rc == 0)
         rc = store_exec(s, "set its version", marks);
     free(marks);
@@ -377,9 +280,8 @@ static int migrate(struct store *s)
 
 int store_schema_migrate(struct store *s)
 {
-    if (store_begin(s) != 0 || migrate(s) != 0) {
-        err_prefix("the results database cannot be made or brought to schema %d", SCHEMA_VERSION);
-        return -1;
-    }
-    return store_commit(s);
+    if (migrate(s) != 0)
+        return err_prefix("the results database cannot be made or brought to schema %d",
+                          SCHEMA_VERSION);
+    return 0;
 }

@@ -195,7 +195,7 @@ static void a_failed_sample_is_not_done_and_is_replaced(void **state)
     fixture_open(&f, path);
     int64_t task = fixture_task(&f, (struct fixture_task){.attention = "flash", .n_samples = 2});
     int64_t attempt = fixture_attempt(&f, task, "flash", "");
-    bool done[2];
+    bool done[2] = {false, false};
     assert_int_equal(fixture_sample(&f, task, attempt, 1, "", "no memory"), 0);
     assert_int_equal(store_find_done(f.store, "task-0", done, 2, 1), 0);
     assert_int_equal(fixture_sample(&f, task, attempt, 1, "", "still no memory"), 0);
@@ -235,11 +235,17 @@ static void finished_samples_are_found_prompt_by_prompt(void **state)
             0);
     }
     /* The last two rows lie outside of 3 prompts with 2 samples each. */
-    bool done[6] = {true, true, true, true, true, true};
+    bool done[6] = {false};
     const bool expected[6] = {false, true, false, false, true, false};
     assert_int_equal(store_find_done(f.store, "task-0", done, 3, 2), 2);
     assert_memory_equal(done, expected, sizeof(done));
     assert_int_equal(store_find_done(f.store, "no such task", done, 3, 2), 0);
+    assert_memory_equal(done, expected, sizeof(done));
+    /* What another file has stays marked and is not counted again. */
+    bool some[6] = {true, true, false, false, false, false};
+    const bool all[6] = {true, true, false, false, true, false};
+    assert_int_equal(store_find_done(f.store, "task-0", some, 3, 2), 1);
+    assert_memory_equal(some, all, sizeof(some));
     fixture_close(&f);
     free(path);
 }
