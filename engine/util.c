@@ -21,6 +21,7 @@ static _Thread_local struct {
 
 static enum log_level log_level = LOG_INFO;
 static log_hook current_log_hook;
+static char log_prefix[64];
 
 /* ---- errors ---- */
 
@@ -94,6 +95,11 @@ enum log_level log_get_level(void)
     return log_level;
 }
 
+void log_set_prefix(const char *prefix)
+{
+    snprintf(log_prefix, sizeof(log_prefix), "%s", prefix);
+}
+
 void log_set_hook(log_hook hook)
 {
     current_log_hook = hook;
@@ -107,7 +113,7 @@ static void log_line(enum log_level level, const char *tag, const char *format, 
     vsnprintf(text, sizeof(text), format, args);
     if (current_log_hook)
         current_log_hook(true);
-    fprintf(stderr, "%s %s\n", tag, text);
+    fprintf(stderr, "%s %s%s\n", tag, log_prefix, text);
     if (current_log_hook)
         current_log_hook(false);
 }

@@ -64,6 +64,9 @@ void log_info(const char *format, ...) PRINTF_LIKE(1, 2);
 void log_warning(const char *format, ...) PRINTF_LIKE(1, 2);
 void log_debug(const char *format, ...) PRINTF_LIKE(1, 2);
 
+/* Text before every message, to tell processes apart that write to one terminal: "rank 3: ". */
+void log_set_prefix(const char *prefix);
+
 /* A function called before and after each log line, so that a live progress bar can step aside.
  * NULL removes it. */
 typedef void (*log_hook)(bool before);

@@ -15,8 +15,8 @@
 
 #define LIBRARY_NAME "quire_mpi.so"
 #define TURN_NS      1000000
-#define IDLE_S       0.1 /* between calls of on_idle                            */
-#define LIFE_S       1.0 /* between signs of life                               */
+#define IDLE_S       0.1  /* between calls of on_idle                            */
+#define LIFE_S       1.0  /* between signs of life                               */
 #define CLOSE_S      20.0 /* for the other ranks to close as well              */
 
 /* The first byte of a message. */

@@ -250,12 +250,24 @@ void desk_greet(struct desk *d, int rank, const struct greeting *greeting)
     unlock(d);
 }
 
+/* Says once what another rank does without; rank 0 speaks for itself, and for those like it. */
+static void warn_of_degraded(const struct desk *d, int rank, const struct opening *opening)
+{
+    const char *reason = opening->decision.degraded_reason;
+    const struct seat *seat = &d->seat[rank];
+    if (rank > 0 && opening->decision.degraded &&
+        strcmp(reason, seat->opening.decision.degraded_reason) != 0 &&
+        strcmp(reason, d->seat[0].opening.decision.degraded_reason) != 0)
+        log_warning("rank %d on %s: %s", rank, seat->greeting.host, reason);
+}
+
 void desk_begin(struct desk *d, int rank, const struct opening *opening)
 {
     lock(d);
     struct seat *seat = &d->seat[rank];
     struct lot *lot = &d->lot[opening->group];
     assert(seat->group == opening->group && !seat->begun);
+    warn_of_degraded(d, rank, opening);
     seat->opening = *opening;
     seat->begun = true;
     for (int i = 0; i < lot->group->n; i++) {
@@ -464,7 +476,9 @@ static void write_workers(struct desk *d, double now)
         const struct seat *seat = &d->seat[r];
         if (seat->greeted && !seat->left)
             record_worker(d, r,
-                          seat->pulse.loading ? "loading" : seat->n_held ? "running" : "idle");
+                          seat->pulse.loading ? "loading"
+                          : seat->n_held      ? "running"
+                                              : "idle");
     }
 }
 

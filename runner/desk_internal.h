@@ -49,7 +49,7 @@ struct seat {
 struct desk {
     struct desk_options options;
     pthread_mutex_t mutex;
-    struct lot *lot; /* [options.work->n_engine_groups] */
+    struct lot *lot;   /* [options.work->n_engine_groups] */
     struct seat *seat; /* [options.n_ranks] */
     struct progress progress;
     int64_t n_done, n_total; /* samples */

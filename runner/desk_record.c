@@ -189,8 +189,7 @@ void record_worker(struct desk *d, int rank, const char *state)
                      .rank = rank,
                      .pid = seat->greeting.pid,
                      .host = seat->greeting.host,
-                     .device =
-                         seat->begun ? device_kind_name(seat->opening.decision.device) : "",
+                     .device = seat->begun ? device_kind_name(seat->opening.decision.device) : "",
                      .state = state,
                      .task_index = task,
                      .n_done = seat->n_done,

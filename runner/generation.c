@@ -49,10 +49,9 @@ static void free_flight(struct state *s, struct flight *f)
 
 static void put_failed(struct state *s, int work, int sample, const char *error)
 {
-    link_put(s->g->link, &(struct outcome){.group = s->g->group_index,
-                                           .work = work,
-                                           .sample = sample,
-                                           .error = error});
+    link_put(s->g->link,
+             &(struct outcome){
+                 .group = s->g->group_index, .work = work, .sample = sample, .error = error});
 }
 
 static void on_token(void *user, int id)

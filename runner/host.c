@@ -22,7 +22,6 @@ void host_get_facts(struct host_facts *out)
         .slurm_job_id = environment_text("SLURM_JOB_ID"),
         .slurm_array_job_id = environment_text("SLURM_ARRAY_JOB_ID"),
         .slurm_array_task_id = environment_text("SLURM_ARRAY_TASK_ID"),
-        .slurm_array_job_id = environment_text("SLURM_ARRAY_JOB_ID"),
     };
     int64_t restarts;
     if (parse_int64(&restarts, environment_text("SLURM_RESTART_COUNT")))

@@ -14,7 +14,8 @@ struct host_facts {
 
 void host_get_facts(struct host_facts *out);
 /* Which of the GPUs that this process sees is for rank local_rank of local_size on this host: its
- * own when Slurm gave each task one, else the local_rank-th; -1: there are GPUs, and none is left. */
+ * own when Slurm gave each task one, else the local_rank-th; -1: there are GPUs, and none is left.
+ */
 int host_gpu_of_rank(int local_rank, int local_size);
 /* CPU threads for one of local_size ranks on this host, when they are not told apart by
  * OMP_NUM_THREADS, SLURM_CPUS_PER_TASK or the processors that each may run on; 0: all of these. */

@@ -1,6 +1,8 @@
 /* progress.c - see progress.h. */
 #include "runner/progress.h"
+#include "runner/stop.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -58,6 +60,8 @@ static void describe(const struct progress *p, const struct engine_stats *stats,
                 (long long)p->done, (long long)p->total, p->prompt_tps, p->output_tps,
                 stats->n_running, stats->n_waiting,
                 stats->kv_blocks ? 100.0 * stats->kv_used / stats->kv_blocks : 0.0, eta);
+    if (isfinite(stop_job_left_s()))
+        str_appendf(out, " | job ends in %s", format_seconds(eta, fmax(stop_job_left_s(), 0)));
 }
 
 static void show_bar(const struct progress *p, const char *text)

@@ -138,9 +138,9 @@ static int open_store(struct run *r, const struct job_array *array)
 {
     struct host_facts host;
     host_get_facts(&host);
-    char *job = host.slurm_array_job_id[0] ? xasprintf("%s_%s", host.slurm_array_job_id,
-                                                       host.slurm_array_task_id)
-                                           : xstrdup(host.slurm_job_id);
+    char *job = host.slurm_array_job_id[0]
+                    ? xasprintf("%s_%s", host.slurm_array_job_id, host.slurm_array_task_id)
+                    : xstrdup(host.slurm_job_id);
     r->path = array->count > 1 ? store_shard_path(r->config->results, array->index, array->count)
                                : xstrdup(r->config->results);
     struct store_owner owner = {.job = job, .restart_count = host.slurm_restart_count};
@@ -252,7 +252,8 @@ static void wait_for_ranks(struct run *r)
 
 static int run_rank_0(struct run *r)
 {
-    if (open_desk(r) == 0) {
+    stop_set_job_end(job_end_time());
+    if (work_list_make(&r->work, r->config, &r->policy) == 0 && open_desk(r) == 0) {
         r->server = (struct link_server){.cluster = r->cluster, .desk = r->desk};
         if (r->cluster)
             cluster_listen(r->cluster, &(struct cluster_events){.user = &r->server,
@@ -277,8 +278,16 @@ static int run_rank_0(struct run *r)
 
 /* ---- the other ranks ---- */
 
+/* One whose work list cannot be made still greets, with an empty list, and so gets no work. */
 static int run_other_rank(struct run *r)
 {
+    char prefix[32];
+    snprintf(prefix, sizeof(prefix), "rank %d: ", cluster_get_place(r->cluster).rank);
+    log_set_prefix(prefix);
+    if (log_get_level() == LOG_INFO)
+        log_set_level("warning");
+    if (work_list_make(&r->work, r->config, &r->policy) != 0)
+        log_warning("cannot read the experiment: %s", err_get());
     struct link *link = link_open(r->cluster, NULL);
     worker_run(&(struct worker_options){.work = &r->work,
                                         .policy = r->policy,
@@ -306,20 +315,14 @@ static int run_experiment(struct run *r)
     stop_catch_signals();
     if (cluster_open(&r->cluster) != 0)
         return (int)err_get_kind();
-    int rank = cluster_get_place(r->cluster).rank, code;
-    if (rank == 0)
-        stop_set_job_end(job_end_time());
-    else if (log_get_level() > LOG_WARNING)
-        log_set_level("warning");
-    int rc = work_list_make(&r->work, r->config, &r->policy);
-    if (rc != 0 && rank > 0)
-        log_warning("rank %d cannot read the experiment: %s", rank, err_get());
-    if (rank == 0)
-        code = rc == 0 ? run_rank_0(r) : (int)err_get_kind();
-    else
+    int code;
+    if (cluster_get_place(r->cluster).rank > 0) {
         code = run_other_rank(r);
-    if (rank == 0 && r->cluster)
-        link_dismiss(r->cluster, code);
+    } else {
+        code = run_rank_0(r);
+        if (r->cluster)
+            link_dismiss(r->cluster, code);
+    }
     cluster_close(r->cluster);
     work_list_free(&r->work);
     return code;

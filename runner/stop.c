@@ -94,20 +94,20 @@ void stop_set_job_end(int64_t unix_s)
     state.job_end_s = unix_s;
 }
 
-static double left_of_job_s(void)
+double stop_job_left_s(void)
 {
     return state.job_end_s ? (double)state.job_end_s - time_unix_s() : INFINITY;
 }
 
 void stop_check_job_end(double margin_s)
 {
-    if (left_of_job_s() <= margin_s)
+    if (stop_job_left_s() <= margin_s)
         stop_raise(STOP_DRAIN, "the job's time limit");
 }
 
 double stop_deadline_s(void)
 {
-    double deadline_s = time_monotonic_s() + left_of_job_s() - STOP_END_SECONDS;
+    double deadline_s = time_monotonic_s() + stop_job_left_s() - STOP_END_SECONDS;
     if (first_signal == SIGTERM)
         deadline_s = fmin(deadline_s, state.raised_s + STOP_TERM_SECONDS);
     return deadline_s;

@@ -31,6 +31,8 @@ const char *stop_reason(void);
 
 /* The unix time at which the job is ended from outside; 0: not known. */
 void stop_set_job_end(int64_t unix_s);
+/* Seconds until then; infinite when it is not known. */
+double stop_job_left_s(void);
 /* Raises STOP_DRAIN when no more than margin_s is left until the job's end. */
 void stop_check_job_end(double margin_s);
 

@@ -11,10 +11,10 @@ struct work {
     const struct prompt_set *prompts; /* shared between tasks; NULL when it could not be made */
     char *error;                      /* why the task cannot run (NULL: it can)               */
     int64_t task_id;                  /* row id; 0 until work_list_resume                     */
-    bool *done;     /* [n_samples] prompt-major: finished, or the share of another worker  */
-    int n_samples;  /* of the task                                                         */
-    int n_share;    /* of these, what this worker of a job array has to see to: all at first */
-    int n_pending;  /* of its share, not finished                                          */
+    bool *done;    /* [n_samples] prompt-major: finished, or the share of another worker  */
+    int n_samples; /* of the task                                                         */
+    int n_share;   /* of these, what this worker of a job array has to see to: all at first */
+    int n_pending; /* of its share, not finished                                          */
 };
 
 /* Tasks that share a loaded model, in the order of the task list. */

@@ -107,7 +107,8 @@ static int open_engine(struct worker *w, const struct engine_group *group)
     if (decision_choose_attention(&o->decision, &group->work[0]->task->settings, &info->device,
                                   &w->options->policy) != 0)
         return -1;
-    decision_log(&o->decision, w->warned_of);
+    if (cluster_get_place(w->options->cluster).rank == 0) /* the desk speaks for the others */
+        decision_log(&o->decision, w->warned_of);
     work_engine_options(&options, &o->decision, group, info);
     if (engine_open(&w->engine, w->model, &options) != 0) {
         if (decision_use_standard_engine(&o->decision, &w->options->policy) != 0)
@@ -162,15 +163,15 @@ static bool run_group(struct worker *w, struct order *order)
         return false;
     }
     link_begin(w->options->link, &w->opening);
-    struct generation generation = {
-        .group = group,
-        .group_index = order->group,
-        .engine = w->engine,
-        .tokenizer = model_get_tokenizer(w->model),
-        .link = w->options->link,
-        .max_num_seqs = (int)group->work[0]->task->settings.engine.max_num_seqs,
-        .after_step = after_step,
-        .user = w};
+    struct generation generation = {.group = group,
+                                    .group_index = order->group,
+                                    .engine = w->engine,
+                                    .tokenizer = model_get_tokenizer(w->model),
+                                    .link = w->options->link,
+                                    .max_num_seqs =
+                                        (int)group->work[0]->task->settings.engine.max_num_seqs,
+                                    .after_step = after_step,
+                                    .user = w};
     enum generation_result result = generation_run(&generation, order);
     log_preemptions(w);
     send_pulse(w, false);
