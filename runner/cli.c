@@ -66,7 +66,7 @@ static int store_value(const struct cli_option *o, const char *text)
 static int take_arguments(const struct cli_command *command, int n, char **rest,
                           const char **argument)
 {
-    if (n != command->n_arguments)
+    if (n < command->n_arguments || (n > command->n_arguments && !command->any_more))
         return err_set(ERR_CONFIG, "usage: quire %s%s%s [options]; %s (`quire %s --help`)",
                        command->name, command->arguments[0] ? " " : "", command->arguments,
                        n < command->n_arguments ? "an argument is missing"
@@ -74,6 +74,8 @@ static int take_arguments(const struct cli_command *command, int n, char **rest,
                        command->name);
     for (int i = 0; i < n; i++)
         argument[i] = rest[i];
+    if (command->any_more)
+        argument[n] = NULL;
     return 0;
 }
 

@@ -32,6 +32,7 @@ struct cli_command {
     const char *name;
     const char *arguments; /* "CONFIG", or "" */
     int n_arguments;       /* all required    */
+    bool any_more;         /* further ones may follow */
     const char *doc;       /* what the command does, wrapped by hand */
     const struct cli_option *option;
     size_t n_options;
@@ -39,7 +40,8 @@ struct cli_command {
 
 enum cli_result { CLI_OK, CLI_HELP, CLI_ERROR };
 
-/* Parses argv (argv[0] is the command's name). argument[n_arguments] receives the positional ones.
+/* Parses argv (argv[0] is the command's name). argument[n_arguments] receives the positional ones;
+ * with any_more it has room for argc of them, and NULL follows the last.
  * CLI_HELP: --help was asked for and printed. CLI_ERROR: ERR_CONFIG with the nearest valid name. */
 enum cli_result cli_parse(const struct cli_command *command, int argc, char **argv,
                           const char **argument);

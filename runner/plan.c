@@ -209,14 +209,21 @@ static void print_tasks(const struct work_list *list, bool all)
         printf("  ... and %d more (--tasks lists all)\n", list->tasks.n - n);
 }
 
-/* What is finished already, from the database if there is one. */
+/* What is finished already, from the databases if there are any. */
 static struct store *open_results(const struct config *c, struct work_list *list)
 {
     struct store *store = NULL;
-    if (!file_exists(c->results) || store_open(&store, c->results, STORE_READ) != 0)
+    struct store_files files;
+    if (store_list_files(&files, c->results) != 0)
         return NULL;
-    if (work_list_find_done(list, store) != 0)
+    bool none = files.n == 0;
+    store_files_free(&files);
+    if (none)
+        return NULL;
+    if (store_open(&store, c->results, STORE_READ) != 0 || work_list_find_done(list, store) != 0) {
+        log_warning("what is done already is not known: %s", err_get());
         err_clear();
+    }
     return store;
 }
 

@@ -179,9 +179,30 @@ int store_added(struct store *s, int n_samples)
 
 /* ---- opening ---- */
 
-static int connect_db(struct store *s, int flags)
+struct store *store_make(const char *path, enum store_mode mode)
 {
-    int rc = sqlite3_open_v2(s->path, &s->db, flags, NULL);
+    struct store *s = xcalloc(1, sizeof(*s));
+    s->path = xstrdup(path);
+    s->mode = mode;
+    return s;
+}
+
+/* The database first and its lock last, so that no other writer finds it half closed. */
+void store_discard(struct store *s)
+{
+    for (int i = 0; i < STORE_N_STATEMENTS; i++)
+        sqlite3_finalize(s->statement[i]);
+    sqlite3_close(s->db);
+    store_lock_close(s->lock);
+    free(s->failure);
+    free(s->owner_job);
+    free(s->path);
+    free(s);
+}
+
+int store_connect(struct store *s, const char *file, int flags)
+{
+    int rc = sqlite3_open_v2(file, &s->db, flags, NULL);
     if (!s->db)
         die("out of memory: a SQLite connection");
     if (rc != SQLITE_OK)
@@ -191,15 +212,35 @@ static int connect_db(struct store *s, int flags)
     return store_add_functions(s);
 }
 
+static int open_files(struct store *s, const struct store_files *files)
+{
+    if (files->n == 0)
+        return err_set(ERR_DATA, "%s: there is %s", s->path,
+                       dir_exists(s->path) ? "no results database (*.db) in this folder"
+                                           : "no such file");
+    if (files->n > 1)
+        return store_unite(s, files);
+    free(s->path);
+    s->path = xstrdup(files->path[0]);
+    if (store_connect(s, s->path, SQLITE_OPEN_READWRITE) != 0 || store_schema_check(s, false) != 0)
+        return -1;
+    if (s->schema_version >= STORE_SCHEMA_VERSION)
+        return 0;
+    sqlite3_close(s->db);
+    s->db = NULL;
+    return store_unite(s, files);
+}
+
 /* Readers may have to roll back what a killed writer left, so they open the file for writing too
  * and leave it to query_only to keep it as it is. */
 static int open_to_read(struct store *s)
 {
-    if (!file_exists(s->path))
-        return err_set(ERR_DATA, "%s: there is no such file", s->path);
-    if (connect_db(s, SQLITE_OPEN_READWRITE) != 0 || store_schema_check(s) != 0)
+    struct store_files files;
+    if (store_list_files(&files, s->path) != 0)
         return -1;
-    return store_exec(s, "open for reading", "PRAGMA query_only = ON");
+    int rc = open_files(s, &files);
+    store_files_free(&files);
+    return rc == 0 ? store_exec(s, "open for reading", "PRAGMA query_only = ON") : -1;
 }
 
 /* Whether a statement's first value is this text. */
@@ -261,37 +302,16 @@ static int open_to_write(struct store *s, const struct store_owner *owner)
     s->owner_job = xstrdup(owner->job);
     s->owner_restart_count = owner->restart_count;
     if (rc != 0 || store_lock_open(&s->lock, s->path, owner) != 0 ||
-        connect_db(s, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE) != 0 ||
-        store_schema_check(s) != 0 || choose_journal(s) != 0)
+        store_connect(s, s->path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE) != 0 ||
+        store_schema_check(s, true) != 0 || choose_journal(s) != 0)
         return -1;
     return take_over(s);
-}
-
-/* The database first and its lock last, so that no other writer finds it half closed. */
-static void discard(struct store *s)
-{
-    for (int i = 0; i < STORE_N_STATEMENTS; i++)
-        sqlite3_finalize(s->statement[i]);
-    sqlite3_close(s->db);
-    store_lock_close(s->lock);
-    free(s->failure);
-    free(s->owner_job);
-    free(s->path);
-    free(s);
-}
-
-static struct store *make_store(const char *path, enum store_mode mode)
-{
-    struct store *s = xcalloc(1, sizeof(*s));
-    s->path = xstrdup(path);
-    s->mode = mode;
-    return s;
 }
 
 static int finish_open(struct store **out, struct store *s, int rc)
 {
     if (rc != 0) {
-        discard(s);
+        store_discard(s);
         return -1;
     }
     *out = s;
@@ -300,7 +320,7 @@ static int finish_open(struct store **out, struct store *s, int rc)
 
 int store_open_as(struct store **out, const char *path, const struct store_owner *owner)
 {
-    struct store *s = make_store(path, STORE_WRITE);
+    struct store *s = store_make(path, STORE_WRITE);
     return finish_open(out, s, open_to_write(s, owner));
 }
 
@@ -308,7 +328,7 @@ int store_open(struct store **out, const char *path, enum store_mode mode)
 {
     if (mode == STORE_WRITE)
         return store_open_as(out, path, &(struct store_owner){.job = ""});
-    struct store *s = make_store(path, STORE_READ);
+    struct store *s = store_make(path, STORE_READ);
     return finish_open(out, s, open_to_read(s));
 }
 
@@ -323,6 +343,6 @@ int store_close(struct store *s)
         sqlite3_busy_timeout(s->db, 0);
         sqlite3_exec(s->db, "PRAGMA journal_mode = DELETE", NULL, NULL, NULL);
     }
-    discard(s);
+    store_discard(s);
     return rc;
 }

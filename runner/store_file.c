@@ -90,6 +90,12 @@ bool store_path_is_local(const char *path)
     return statfs(path, &fs) == 0 && store_fs_is_local(fs.f_type);
 }
 
+bool store_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* ---- the lock file ---- */
 
 /* The database's own path with ".lock" after it: the same for every name that leads to it. */

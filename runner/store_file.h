@@ -12,6 +12,9 @@ bool store_fs_is_local(int64_t f_type);
  * can pretend another type: environment QUIRE_TEST_FS_TYPE=0x6969 (NFS). */
 bool store_path_is_local(const char *path);
 
+/* Whether two names lead to one existing file. */
+bool store_same_file(const char *a, const char *b);
+
 /* Whether a write-ahead log works in the folder of a database that nobody else writes to: tried out
  * with a throw-away database, PATH.probe, by two connections. */
 bool store_probe_log(const char *path);

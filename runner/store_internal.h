@@ -57,6 +57,7 @@ struct store {
     struct sqlite3 *db;
     char *path;
     enum store_mode mode;
+    int schema_version;            /* of the file when it was opened             */
     struct store_lock *lock;       /* STORE_WRITE                                */
     char token[STORE_KEY_LEN + 1]; /* of its claim; "": it has none, as a reader */
     char *owner_job;
@@ -76,6 +77,11 @@ struct store_time {
 };
 
 /* ---- store.c ---- */
+/* A store without a connection, and its end. */
+struct store *store_make(const char *path, enum store_mode mode);
+void store_discard(struct store *s);
+/* Connects to `file`; flags are sqlite3_open_v2's. */
+int store_connect(struct store *s, const char *file, int flags);
 struct store_time store_now(void);
 /* A new random key. */
 void store_make_key(char key[STORE_KEY_LEN + 1]);
@@ -99,13 +105,19 @@ int store_claim(struct store *s);
 int store_check_claim(struct store *s);
 
 /* ---- store_schema.c ---- */
-/* ERR_DATA unless the file is a quire database or (STORE_WRITE) empty. */
-int store_schema_check(struct store *s);
+#define STORE_SCHEMA_VERSION 2
+/* ERR_DATA unless the file is a quire database, or empty and that is allowed: its version is 0
+ * then. A newer one is refused by STORE_WRITE. */
+int store_schema_check(struct store *s, bool may_be_empty);
 /* Brings tables, columns and views to this version, in the open transaction. */
 int store_schema_migrate(struct store *s);
 /* The column of a configuration key: "engine.max_num_seqs" becomes engine_max_num_seqs. The caller
  * frees. */
 char *store_column_name(const char *key);
+
+/* ---- store_shards.c ---- */
+/* Connects to a temporary database and merges the files into it. */
+int store_unite(struct store *s, const struct store_files *files);
 
 /* ---- store_views.c ---- */
 /* Makes all views anew. */

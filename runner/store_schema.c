@@ -166,7 +166,7 @@ static const char *const migrations[] = {
     " job TEXT, restart_count INTEGER, pid INTEGER, host TEXT, since TEXT);",
 };
 
-#define SCHEMA_VERSION ((int)ARRAY_LEN(migrations))
+_Static_assert(ARRAY_LEN(migrations) == STORE_SCHEMA_VERSION, "every version has its migration");
 
 /* ---- reading what a file is ---- */
 
@@ -185,28 +185,29 @@ static int read_integer(struct store *s, const char *sql, int *out)
     return rc == SQLITE_ROW ? 0 : -1;
 }
 
-int store_schema_check(struct store *s)
+int store_schema_check(struct store *s, bool may_be_empty)
 {
-    int id, version, n_objects;
+    int id, n_objects;
     if (read_integer(s, "PRAGMA application_id", &id) != 0 ||
-        read_integer(s, "PRAGMA user_version", &version) != 0 ||
+        read_integer(s, "PRAGMA user_version", &s->schema_version) != 0 ||
         read_integer(s, "SELECT count(*) FROM sqlite_master", &n_objects) != 0)
         return -1;
-    bool is_empty = id == 0 && version == 0 && n_objects == 0;
-    if (is_empty && s->mode == STORE_WRITE)
+    bool is_empty = id == 0 && s->schema_version == 0 && n_objects == 0;
+    if (is_empty && may_be_empty)
         return 0;
     if (id != APPLICATION_ID)
         return err_set(ERR_DATA, "%s: %s, not a results database of quire", s->path,
                        is_empty ? "an empty file" : "the SQLite database of another program");
-    if (version > SCHEMA_VERSION && s->mode == STORE_WRITE)
+    if (s->schema_version <= STORE_SCHEMA_VERSION)
+        return 0;
+    if (s->mode == STORE_WRITE)
         return err_set(ERR_DATA,
                        "%s: written by a newer quire (schema %d, this quire %s knows %d); use that "
                        "one, or another results file",
-                       s->path, version, QUIRE_VERSION, SCHEMA_VERSION);
-    if (version > SCHEMA_VERSION)
-        log_warning("%s: written by a newer quire (schema %d, this quire %s knows %d); some of it "
-                    "may be shown wrongly or not at all",
-                    s->path, version, QUIRE_VERSION, SCHEMA_VERSION);
+                       s->path, s->schema_version, QUIRE_VERSION, STORE_SCHEMA_VERSION);
+    log_warning("%s: written by a newer quire (schema %d, this quire %s knows %d); some of it "
+                "may be shown wrongly or not at all",
+                s->path, s->schema_version, QUIRE_VERSION, STORE_SCHEMA_VERSION);
     return 0;
 }
 
@@ -262,15 +263,15 @@ static int migrate(struct store *s)
     int version, added = 0;
     if (read_integer(s, "PRAGMA user_version", &version) != 0)
         return -1;
-    for (int i = version; i < SCHEMA_VERSION; i++)
+    for (int i = version; i < STORE_SCHEMA_VERSION; i++)
         if (store_exec(s, "make the tables", migrations[i]) != 0)
             return -1;
     if (add_columns(s, &added) != 0)
         return -1;
-    if (version == SCHEMA_VERSION && added == 0)
+    if (version == STORE_SCHEMA_VERSION && added == 0)
         return 0;
     char *marks = xasprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", APPLICATION_ID,
-                            SCHEMA_VERSION);
+                            STORE_SCHEMA_VERSION);
     int rc = store_make_views(s);
     if (rc == 0)
         rc = store_exec(s, "set its version", marks);
@@ -282,6 +283,6 @@ int store_schema_migrate(struct store *s)
 {
     if (migrate(s) != 0)
         return err_prefix("the results database cannot be made or brought to schema %d",
-                          SCHEMA_VERSION);
+                          STORE_SCHEMA_VERSION);
     return 0;
 }

@@ -7,6 +7,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,4 +87,30 @@ void store_files_free(struct store_files *files)
         free(files->path[i]);
     free(files->path);
     *files = (struct store_files){0};
+}
+
+/* ---- reading them as one ---- */
+
+/* Statements that make the temporary database fast: nothing of it need survive. It is in memory up
+ * to the size of its cache (in KiB) and in an unnamed temporary file beyond it. */
+#define TEMPORARY "PRAGMA synchronous = OFF; PRAGMA cache_size = -131072"
+
+int store_unite(struct store *s, const struct store_files *files)
+{
+    int64_t n_conflicts = 0;
+    if (store_connect(s, "", SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE) != 0 ||
+        store_exec(s, "unite its files", TEMPORARY) != 0 || store_begin(s) != 0 ||
+        store_schema_migrate(s) != 0 || store_commit(s) != 0)
+        return -1;
+    for (int i = 0; i < files->n; i++) {
+        struct store_merge_counts counts;
+        if (store_merge(s, files->path[i], &counts) != 0)
+            return -1;
+        n_conflicts += counts.nondeterministic;
+    }
+    if (n_conflicts)
+        log_warning("%s: %lld samples have different outputs in different files; the events "
+                    "`nondeterministic` name them",
+                    s->path, (long long)n_conflicts);
+    return 0;
 }
