@@ -17,6 +17,7 @@ struct command {
 static const struct command commands[] = {
     {"run", command_run, "run an experiment; run it again to do what is missing"},
     {"plan", command_plan, "show tasks, memory and choices without running anything"},
+    {"status", command_status, "show how far a run is, who is running where, what is missing"},
     {"results", command_results, "print results from a database"},
     {"generate", command_generate, "answer one prompt and stream the text"},
     {"doctor", command_doctor, "show devices, libraries and environment variables"},
