@@ -23,19 +23,7 @@ static const char live_sql[] =
     " JOIN workers w USING (run_id) WHERE r.ended_at IS NULL AND w.state NOT IN ('ended', 'lost')"
     " AND " SECONDS_AGO("w.seen_at") " <= " SQL_NUMBER(STATUS_SILENT_SECONDS) " GROUP BY run_id)";
 
-/* A database that a quire without workers wrote. */
-static const char no_live_sql[] = "WITH live AS (SELECT 0 AS run_id, '' AS started_at WHERE 0)";
-
 /* ---- reading rows ---- */
-
-static int read_integer(void *user, int n, const char *const *names, const char *const *values,
-                        const bool *is_number)
-{
-    (void)n, (void)names, (void)is_number;
-    if (values && values[0] && !parse_int64(user, values[0]))
-        return err_set(ERR_DATA, "'%s' stands where a whole number belongs", values[0]);
-    return 0;
-}
 
 static int64_t integer_at(const char *const *values, int i)
 {
@@ -94,7 +82,7 @@ static int add_task(void *user, int n, const char *const *names, const char *con
 
 /* A changed experiment of the same name leaves tasks behind that no plan has any more: of each name
  * the one that ran last counts. (SQLite takes other columns from the row of max().) */
-static int read_tasks(struct task_rows *rows, struct store *store, const char *live, bool all)
+static int read_tasks(struct task_rows *rows, struct store *store, bool all)
 {
     char *sql = xasprintf(
         "%s, latest AS (SELECT r.experiment_id, max(r.started_at) FROM runs r"
@@ -109,7 +97,7 @@ static int read_tasks(struct task_rows *rows, struct store *store, const char *l
         " WHEN (n_samples > 0 AND ok + bad >= n_samples) OR 'failed' = (SELECT a.state"
         "  FROM attempts a WHERE a.task_id = c.task_id ORDER BY a.started_at DESC, a.attempt_id DESC"
         "  LIMIT 1) THEN %d ELSE %d END FROM counted c ORDER BY key",
-        live, all ? "1 OR" : "", TASK_DONE, TASK_RUNNING, TASK_FAILED, TASK_PENDING);
+        live_sql, all ? "1 OR" : "", TASK_DONE, TASK_RUNNING, TASK_FAILED, TASK_PENDING);
     int rc = store_query(store, sql, add_task, rows);
     free(sql);
     return rc;
@@ -168,11 +156,10 @@ static void count_plan(struct status *s, const struct task_rows *rows, const str
 }
 
 /* Counts the tasks of the plan, or those of the database when there is no plan (any more). */
-static int count_tasks(struct status *s, struct store *store, const char *live,
-                       struct work_list **plan)
+static int count_tasks(struct status *s, struct store *store, struct work_list **plan)
 {
     struct task_rows rows = {0};
-    if (read_tasks(&rows, store, live, *plan != NULL) != 0) {
+    if (read_tasks(&rows, store, *plan != NULL) != 0) {
         task_rows_free(&rows);
         return -1;
     }
@@ -301,6 +288,30 @@ static int add_event(void *user, int n, const char *const *names, const char *co
     return 0;
 }
 
+/* ---- the job array ---- */
+
+/* The workers of the largest array that wrote shards: the N of IIII-of-NNNN.db; 0 without shards.
+ */
+static int find_array_count(const struct store_files *files)
+{
+    int largest = 0;
+    for (int i = 0; i < files->n; i++) {
+        const char *slash = strrchr(files->path[i], '/');
+        int index, count, end = 0;
+        if (sscanf(slash ? slash + 1 : files->path[i], "%d-of-%d.db%n", &index, &count, &end) ==
+                2 &&
+            end > 0)
+            largest = MAX(largest, count);
+    }
+    return largest;
+}
+
+static int find_missing(struct status *s, struct store *store, struct work_list *plan)
+{
+    (void)s, (void)store, (void)plan;
+    return 0;
+}
+
 /* ---- the whole ---- */
 
 static int print_name(void *user, int n, const char *const *names, const char *const *values,
@@ -325,18 +336,11 @@ static int read_names(struct status *s, struct store *store)
 
 static int read_store(struct status *s, struct store *store, struct work_list *plan)
 {
-    int64_t has_workers = 0;
-    if (store_query(store,
-                    "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'workers'",
-                    read_integer, &has_workers) != 0 ||
-        (!s->experiment && read_names(s, store) != 0) ||
-        count_tasks(s, store, has_workers ? live_sql : no_live_sql, &plan) != 0 ||
+    if ((!s->experiment && read_names(s, store) != 0) || count_tasks(s, store, &plan) != 0 ||
+        read_rates(s, store) != 0 || store_query(store, workers_sql, add_worker, s) != 0 ||
         store_query(store, events_sql, add_event, s) != 0)
         return -1;
-    if (has_workers &&
-        (read_rates(s, store) != 0 || store_query(store, workers_sql, add_worker, s) != 0))
-        return -1;
-    return 0;
+    return plan ? find_missing(s, store, plan) : 0;
 }
 
 int status_read(struct status *out, const char *db, const struct config *config,
@@ -348,8 +352,13 @@ int status_read(struct status *out, const char *db, const struct config *config,
                            .samples_per_s = NAN,
                            .output_tps = NAN,
                            .eta_s = NAN};
+    struct store_files files;
     struct store *store;
-    out->n_files = file_exists(db);
+    if (store_list_files(&files, db) != 0)
+        return -1;
+    out->n_files = files.n;
+    out->array_count = plan ? find_array_count(&files) : 0;
+    store_files_free(&files);
     if (out->n_files == 0 && plan) {
         count_plan(out, &(struct task_rows){0}, plan);
         return 0;
