@@ -306,9 +306,51 @@ static int find_array_count(const struct store_files *files)
     return largest;
 }
 
+/* Sets which samples are finished from marks[], in the order of the groups; NULL: none is. */
+static void restore_marks(struct work_list *plan, const bool *marks)
+{
+    for (int g = 0; g < plan->n_groups; g++) {
+        for (int i = 0; i < plan->group[g].n; i++) {
+            struct work *w = &plan->group[g].work[i];
+            w->n_share = w->n_pending = w->n_samples;
+            for (int k = 0; k < w->n_samples; k++) {
+                w->done[k] = marks ? *marks++ : false;
+                w->n_pending -= w->done[k];
+            }
+        }
+    }
+}
+
+static bool *save_marks(const struct work_list *plan)
+{
+    bool *marks = xcalloc((size_t)MAX(work_list_share(plan), 1), sizeof(*marks)), *at = marks;
+    for (int g = 0; g < plan->n_groups; g++) {
+        for (int i = 0; i < plan->group[g].n; i++) {
+            const struct work *w = &plan->group[g].work[i];
+            memcpy(at, w->done, (size_t)w->n_samples * sizeof(*at));
+            at += w->n_samples;
+        }
+    }
+    return marks;
+}
+
+/* The workers with something left to do in their share of the plan. */
 static int find_missing(struct status *s, struct store *store, struct work_list *plan)
 {
-    (void)s, (void)store, (void)plan;
+    if (s->array_count == 0)
+        return 0;
+    restore_marks(plan, NULL);
+    if (work_list_find_done(plan, store) != 0)
+        return -1;
+    bool *finished = save_marks(plan);
+    s->missing = xcalloc((size_t)s->array_count, sizeof(*s->missing));
+    for (int i = 0; i < s->array_count; i++) {
+        restore_marks(plan, finished);
+        work_list_take_share(plan, i, s->array_count);
+        if (work_list_pending(plan) > 0)
+            s->missing[s->n_missing++] = i;
+    }
+    free(finished);
     return 0;
 }
 
