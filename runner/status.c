@@ -181,8 +181,8 @@ static int count_tasks(struct status *s, struct store *store, struct work_list *
 /* ---- rates ---- */
 
 struct recent {
-    int64_t n_samples, n_tokens;
-    double window_s;
+    int64_t n_samples;
+    double window_s, output_tps;
 };
 
 static int read_recent(void *user, int n, const char *const *names, const char *const *values,
@@ -191,18 +191,24 @@ static int read_recent(void *user, int n, const char *const *names, const char *
     (void)n, (void)names, (void)is_number;
     if (values)
         *(struct recent *)user =
-            (struct recent){integer_at(values, 0), integer_at(values, 1), real_at(values, 2)};
+            (struct recent){integer_at(values, 0), real_at(values, 1), real_at(values, 2)};
     return 0;
 }
 
-/* What the live runs did in their last window_s seconds, or since the first of them began. */
+/* What the live runs did in their last window_s seconds, or since the first of them began. Tokens
+ * are those that the engines counted in the last minute; those of finished samples lag behind by a
+ * sample's time, and stand in while there are no others. */
 static int query_recent(struct recent *out, struct store *store, double window_s)
 {
     char *sql = xasprintf(
-        "%s, recent AS (SELECT min(%.0f, max(1, max(" SECONDS_AGO(
-            "started_at") "))) AS window_s FROM live)"
-                          " SELECT count(s.sample_id), sum(s.n_output_tokens), window_s FROM recent"
-                          " LEFT JOIN samples s ON s.error IS NULL AND s.attempt_id IN"
+        "%s, recent AS (SELECT min(%.1f, max(1, max(" SECONDS_AGO(
+            "started_at") "))) AS window_s FROM live),"
+                          " ticks AS (SELECT avg(t.output_tps) AS tps FROM live"
+                          "  JOIN timeseries t USING (run_id) WHERE t.t_s >= (SELECT max(u.t_s)"
+                          "  FROM timeseries u WHERE u.run_id = live.run_id) - 60 GROUP BY run_id)"
+                          " SELECT count(s.sample_id), window_s,"
+                          " coalesce((SELECT sum(tps) FROM ticks), sum(s.n_output_tokens) / window_s)"
+                          " FROM recent LEFT JOIN samples s ON s.error IS NULL AND s.attempt_id IN"
                           " (SELECT attempt_id FROM attempts JOIN live USING (run_id))"
                           " AND " SECONDS_AGO("s.finished_at") " <= window_s",
         live_sql, window_s);
@@ -222,7 +228,7 @@ static int read_rates(struct status *s, struct store *store)
         return 0;
     s->rate_window_s = recent.window_s;
     s->samples_per_s = (double)recent.n_samples / recent.window_s;
-    s->output_tps = (double)recent.n_tokens / recent.window_s;
+    s->output_tps = recent.output_tps;
     if (s->samples_per_s > 0)
         s->eta_s = (double)s->samples.pending / s->samples_per_s;
     return 0;

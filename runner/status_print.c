@@ -131,8 +131,9 @@ static void print_next(FILE *out, const struct status *s)
     if (s->tasks.failed)
         fprintf(out, "  `quire results %s --failed` says why tasks failed\n", s->db);
     if (unfinished && n_live)
-        fprintf(out, "  %d worker%s at it; once they have ended, `quire run %s` does the rest\n",
-                n_live, n_live == 1 ? " is" : "s are", config);
+        fprintf(out, "  %d worker%s at it; `quire run %s` does what is left once %s ended\n",
+                n_live, n_live == 1 ? " is" : "s are", config,
+                n_live == 1 ? "it has" : "they have");
     else if (unfinished)
         fprintf(out, "  `quire run %s` does what is missing\n", config);
     if (s->n_missing)

@@ -271,6 +271,29 @@ static void a_slow_run_is_measured_over_all_of_its_time(void **state)
     free(path);
 }
 
+/* A long sample says nothing until it is finished; the engine counts its tokens meanwhile. */
+static void tokens_are_counted_before_their_samples_are_finished(void **state)
+{
+    (void)state;
+    char *path = make_rate_database("ticks.db", 10, 0, 1);
+    run_sql(path,
+            "INSERT INTO timeseries(run_id, t_s, output_tps) VALUES(1, 5, 9000), (1, 90, 100),"
+            " (1, 95, 300)");
+    run_sql(
+        path,
+        "INSERT INTO runs(experiment_id, environment_id, started_at, run_key) SELECT"
+        " experiment_id, environment_id, " AGO(
+            50) ", 'other' FROM runs;"
+                "INSERT INTO workers(run_id, rank, host, device, state, seen_at) SELECT 2, 0, 'n4',"
+                " 'cpu', 'running', seen_at FROM workers;"
+                "INSERT INTO timeseries(run_id, t_s, output_tps) VALUES(2, 10, 50)");
+    struct status s = read_status(path);
+    assert_float_equal(s.rate_window_s, 100, 2);
+    assert_float_equal(s.output_tps, (100 + 300) / 2.0 + 50, 1e-6);
+    status_free(&s);
+    free(path);
+}
+
 static void samples_of_earlier_runs_are_no_part_of_the_rate(void **state)
 {
     (void)state;
@@ -442,6 +465,127 @@ static void with_a_model_that_is_not_readable_here_the_database_is_counted(void 
     plan_close(&p);
 }
 
+/* ---- job arrays ---- */
+
+/* Writes the shard of worker `index` of `count` with the first n samples of its share. */
+static void write_shard(const char *db, int index, int count, int n)
+{
+    struct planned p;
+    struct fixture f;
+    plan_open(&p, "tests/golden/qwen3", db);
+    work_list_take_share(&p.plan, index, count);
+    char *shard = store_shard_path(p.db, index, count);
+    fixture_open(&f, shard);
+    for (int i = 0; i < p.plan.tasks.n; i++) {
+        const struct work *w = &p.plan.group[0].work[i];
+        int64_t task = fixture_task(
+            &f, (struct fixture_task){.index = i, .attention = "auto", .n_samples = w->n_samples});
+        int64_t attempt = fixture_attempt(&f, task, "flash", "");
+        for (int k = 0; k < w->n_samples; k++)
+            if (!w->done[k] && n-- > 0)
+                assert_int_equal(fixture_sample(&f, task, attempt, k, "aa", ""), 0);
+        fixture_end_attempt(&f, attempt, "stopped", 1, 1);
+    }
+    fixture_close(&f);
+    for (int i = 0; i < p.plan.tasks.n; i++)
+        run_sql(shard, "UPDATE tasks SET key = '%s' WHERE task_index = %d",
+                p.plan.tasks.task[i].key, i);
+    free(shard);
+    plan_close(&p);
+}
+
+/* The status of the plan with the shards of db; prints it when text is not NULL. */
+static struct status read_planned(const char *db, char **text)
+{
+    struct planned p;
+    struct status s;
+    size_t n;
+    plan_open(&p, "tests/golden/qwen3", db);
+    for (int again = 0; again < 2; again++) { /* a plan can be used again, as --watch does */
+        if (again)
+            status_free(&s);
+        if (status_read(&s, p.db, p.config, &p.plan) != 0)
+            fail_msg("%s", err_get());
+    }
+    if (text) {
+        FILE *out = open_memstream(text, &n);
+        status_print(out, &s, TABLE_TEXT);
+        fclose(out);
+    }
+    plan_close(&p);
+    return s;
+}
+
+/* Eighteen samples of equal cost and six workers: three samples each. */
+static void workers_that_have_something_left_are_named_for_sbatch(void **state)
+{
+    (void)state;
+    char *text;
+    write_shard("shards.db", 0, 6, 3);
+    write_shard("shards.db", 1, 6, 2); /* one sample short */
+    write_shard("shards.db", 4, 6, 3);
+    write_shard("shards.db", 5, 6, 0); /* it has begun; 2 and 3 have not */
+    struct status s = read_planned("shards.db", &text);
+    assert_int_equal(s.n_files, 4);
+    assert_counts(&s.samples, 18, 8, 0, 0, 10);
+    assert_int_equal(s.array_count, 6);
+    assert_int_equal(s.n_missing, 4);
+    assert_int_equal(s.missing[0], 1);
+    assert_int_equal(s.missing[3], 5);
+    assert_contains(text, "shards.db, 4 files\n");
+    assert_contains(text, "sbatch --array=1-3,5 --export=ALL,QUIRE_ARRAY_COUNT=6 SCRIPT\n");
+    free(text);
+    status_free(&s);
+}
+
+/* What a smaller array did before counts, whoever's share it was. */
+static void shards_of_another_size_count_for_the_largest_array(void **state)
+{
+    (void)state;
+    write_shard("sizes.db", 0, 2, 9);
+    write_shard("sizes.db", 3, 6, 1);
+    struct status s = read_planned("sizes.db", NULL);
+    assert_int_equal(s.array_count, 6);
+    assert_int_equal(s.n_missing, 3);
+    assert_int_equal(s.missing[0], 3);
+    assert_int_equal(s.missing[2], 5);
+    assert_counts(&s.samples, 18, 10, 0, 0, 8);
+    status_free(&s);
+}
+
+static void a_finished_array_has_nothing_to_submit(void **state)
+{
+    (void)state;
+    char *text;
+    for (int i = 0; i < 2; i++)
+        write_shard("finished.db", i, 2, 9);
+    struct status s = read_planned("finished.db", &text);
+    assert_int_equal(s.array_count, 2);
+    assert_int_equal(s.n_missing, 0);
+    assert_counts(&s.tasks, 6, 6, 0, 0, 0);
+    assert_contains(text, "everything is done");
+    assert_null(strstr(text, "sbatch"));
+    free(text);
+    status_free(&s);
+}
+
+static void without_shards_there_is_no_array(void **state)
+{
+    (void)state;
+    struct planned p;
+    struct status s;
+    plan_open(&p, "tests/golden/qwen3", "single.db");
+    free(p.db);
+    p.db = make_database("single.db", 5);
+    assert_int_equal(status_read(&s, p.db, p.config, &p.plan), 0);
+    assert_int_equal(s.array_count, 0);
+    assert_int_equal(s.n_missing, 0);
+    status_free(&s);
+    plan_close(&p);
+}
+
+/* ---- files ---- */
+
 static void a_database_that_is_not_there_is_an_error(void **state)
 {
     (void)state;
@@ -562,6 +706,7 @@ int main(void)
         cmocka_unit_test(workers_of_a_run_that_ended_are_not_shown),
         cmocka_unit_test(the_rate_is_that_of_the_last_minute),
         cmocka_unit_test(a_slow_run_is_measured_over_all_of_its_time),
+        cmocka_unit_test(tokens_are_counted_before_their_samples_are_finished),
         cmocka_unit_test(samples_of_earlier_runs_are_no_part_of_the_rate),
         cmocka_unit_test(when_nothing_runs_there_is_no_rate),
         cmocka_unit_test(equal_events_are_one_and_the_last_ten_are_kept_in_order),
@@ -569,6 +714,10 @@ int main(void)
         cmocka_unit_test(tasks_that_only_the_plan_has_are_pending),
         cmocka_unit_test(before_the_first_run_all_is_pending_and_the_command_is_named),
         cmocka_unit_test(with_a_model_that_is_not_readable_here_the_database_is_counted),
+        cmocka_unit_test(workers_that_have_something_left_are_named_for_sbatch),
+        cmocka_unit_test(shards_of_another_size_count_for_the_largest_array),
+        cmocka_unit_test(a_finished_array_has_nothing_to_submit),
+        cmocka_unit_test(without_shards_there_is_no_array),
         cmocka_unit_test(a_database_that_is_not_there_is_an_error),
         cmocka_unit_test(a_file_that_is_no_database_is_an_error),
         cmocka_unit_test(reading_changes_no_byte),
