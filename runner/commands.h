@@ -5,6 +5,7 @@
 
 int command_run(int argc, char **argv);
 int command_plan(int argc, char **argv);
+int command_status(int argc, char **argv);
 int command_results(int argc, char **argv);
 int command_merge(int argc, char **argv);
 int command_generate(int argc, char **argv);

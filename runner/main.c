@@ -17,6 +17,7 @@ struct command {
 static const struct command commands[] = {
     {"run", command_run, "run an experiment; run it again to do what is missing"},
     {"plan", command_plan, "show tasks, memory and choices without running anything"},
+    {"status", command_status, "show how far a run is, who is running where, what is missing"},
     {"results", command_results, "print results from a database"},
     {"merge", command_merge, "put the results of several files into one"},
     {"generate", command_generate, "answer one prompt and stream the text"},
