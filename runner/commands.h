@@ -6,6 +6,7 @@
 int command_run(int argc, char **argv);
 int command_plan(int argc, char **argv);
 int command_results(int argc, char **argv);
+int command_slurm(int argc, char **argv);
 int command_generate(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 

@@ -18,6 +18,7 @@ static const struct command commands[] = {
     {"run", command_run, "run an experiment; run it again to do what is missing"},
     {"plan", command_plan, "show tasks, memory and choices without running anything"},
     {"results", command_results, "print results from a database"},
+    {"slurm", command_slurm, "print or submit the sbatch script of an experiment"},
     {"generate", command_generate, "answer one prompt and stream the text"},
     {"doctor", command_doctor, "show devices, libraries and environment variables"},
 };
