@@ -8,6 +8,7 @@ int command_plan(int argc, char **argv);
 int command_status(int argc, char **argv);
 int command_results(int argc, char **argv);
 int command_merge(int argc, char **argv);
+int command_slurm(int argc, char **argv);
 int command_generate(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 

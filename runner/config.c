@@ -418,7 +418,8 @@ static int load(struct config *c, const char *const *sets, size_t n_sets, bool *
         read_values(c) != 0 || name_experiment(c) != 0)
         return -1;
     name_results(c);
-    if (config_finish_grid(c, is_fixed) != 0 || config_check_prompts(c) != 0)
+    if (config_finish_grid(c, is_fixed) != 0 || config_check_prompts(c) != 0 ||
+        config_check_slurm(c) != 0)
         return -1;
     if (c->synthetic && synthetic_check(c) != 0)
         return -1;

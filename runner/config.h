@@ -26,6 +26,10 @@
 #define CONFIG_MAX_EXCLUDES     256
 #define CONFIG_MAX_REPLICATIONS 100000
 
+#define CONFIG_MAX_ARRAY                                                                           \
+    1000 /* workers: the last index under Slurm's default MaxArraySize, 1001                       \
+          */
+
 #define SETTING_AUTO (-1) /* an integer key left at `auto` */
 
 enum init_choice { INIT_WEIGHTS, INIT_RANDOM };
@@ -110,6 +114,20 @@ struct synthetic_spec {
     } expect;
 };
 
+/* The section slurm: what `quire slurm` asks a cluster for. No task depends on it. Texts are "" and
+ * lists NULL where the site's own default is to hold. */
+struct slurm_spec {
+    const char *time, *partition, *account, *qos, *constraint, *mem; /* as sbatch takes them */
+    int64_t nodes, ntasks_per_node;
+    int64_t cpus_per_task;                   /* or SETTING_AUTO: the site's default               */
+    int64_t gpus_per_task;                   /* 0: none                                           */
+    int64_t array, array_limit;              /* workers, and how many at a time; 0: no array, all */
+    const struct yaml_node *modules, *extra; /* lists of texts */
+    const char *environment_file;            /* sourced        */
+    int64_t signal_seconds;                  /* 0: no signal before the end */
+    bool requeue;
+};
+
 struct config {
     const char *path;              /* of the file                               */
     const char *experiment;        /* its name                                  */
@@ -129,6 +147,7 @@ struct config {
     int schedule;                   /* enum schedule_choice                       */
     bool allow_cpu;                 /* fallback.allow_cpu                         */
     bool allow_standard_engine;     /* fallback.allow_standard_engine        */
+    struct slurm_spec slurm;        /* slurm                                         */
     struct yaml_doc *doc;           /* owns the nodes and all strings             */
     struct resolved_path *resolved; /* private: paths that were looked up already */
 };

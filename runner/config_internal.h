@@ -78,4 +78,7 @@ int config_finish_grid(struct config *c, const bool *is_fixed);
 /* config_prompts.c: the shape of prompts.list and prompts.messages. */
 int config_check_prompts(const struct config *c);
 
+/* config_slurm.c: the section slurm, beyond what the table can say. */
+int config_check_slurm(const struct config *c);
+
 #endif

@@ -20,9 +20,12 @@
 #define SYNTHETIC_KEY(path, type, preset, doc)                                                     \
     .key = {"prompts.synthetic." path, type, preset, NULL, doc, false},                            \
     .target = TARGET_SYNTHETIC, .source = SOURCE_PROMPTS_SYNTHETIC
+#define SLURM_KEY(path, type, preset, doc)                                                         \
+    .key = {"slurm." path, type, preset, NULL, doc, false}, .target = TARGET_CONFIG
 #define FIELD(member)           .offset = offsetof(struct settings, member)
 #define CONFIG_FIELD(member)    .offset = offsetof(struct config, member)
 #define SYNTHETIC_FIELD(member) .offset = offsetof(struct synthetic_spec, member)
+#define SLURM_FIELD(member)     .offset = offsetof(struct config, slurm.member)
 #define DTYPES                  "one of auto|bfloat16|float16|float32"
 
 static const struct key_row rows[] = {
@@ -204,6 +207,40 @@ static const struct key_row rows[] = {
     {EXPERIMENT_KEY("fallback.allow_standard_engine", "bool", "true", NULL,
                     "go on with the standard engine when the fast one cannot start"),
      .kind = KEY_BOOL, CONFIG_FIELD(allow_standard_engine)},
+
+    {SLURM_KEY("time", "string", "", "time limit as sbatch takes it: minutes, HH:MM:SS, D-HH"),
+     .kind = KEY_STRING, SLURM_FIELD(time)},
+    {SLURM_KEY("partition", "string", "", "partition (queue)"), .kind = KEY_STRING,
+     SLURM_FIELD(partition)},
+    {SLURM_KEY("account", "string", "", "who pays"), .kind = KEY_STRING, SLURM_FIELD(account)},
+    {SLURM_KEY("qos", "string", "", "quality of service"), .kind = KEY_STRING, SLURM_FIELD(qos)},
+    {SLURM_KEY("constraint", "string", "", "features that the nodes must have"), .kind = KEY_STRING,
+     SLURM_FIELD(constraint)},
+    {SLURM_KEY("nodes", "integer", "1", "nodes of a job"), .kind = KEY_INTEGER, SLURM_FIELD(nodes),
+     .min = 1, .max = 100000},
+    {SLURM_KEY("ntasks_per_node", "integer", "1", "ranks on each node; one for each GPU"),
+     .kind = KEY_INTEGER, SLURM_FIELD(ntasks_per_node), .min = 1, .max = 4096},
+    {SLURM_KEY("gpus_per_task", "integer", "0", "GPUs of a rank"), .kind = KEY_INTEGER,
+     SLURM_FIELD(gpus_per_task), .max = 1024},
+    {SLURM_KEY("cpus_per_task", "integer", "auto", "CPUs of a rank; auto: the site's default"),
+     .kind = KEY_INTEGER, SLURM_FIELD(cpus_per_task), .min = 1, .max = 4096, .or_auto = true},
+    {SLURM_KEY("mem", "string", "", "memory of a node: megabytes, or 64G"), .kind = KEY_STRING,
+     SLURM_FIELD(mem)},
+    {SLURM_KEY("array", "integer", "0",
+               "workers in a job array, each with its share of the samples; 0: no array"),
+     .kind = KEY_INTEGER, SLURM_FIELD(array), .max = INT32_MAX},
+    {SLURM_KEY("array_limit", "integer", "0", "workers that run at the same time; 0: all"),
+     .kind = KEY_INTEGER, SLURM_FIELD(array_limit), .max = INT32_MAX},
+    {SLURM_KEY("modules", "list", "", "modules to load"), .kind = KEY_NODE, SLURM_FIELD(modules)},
+    {SLURM_KEY("environment_file", "path", "", "shell script that is sourced before the run"),
+     .kind = KEY_PATH, SLURM_FIELD(environment_file)},
+    {SLURM_KEY("signal_seconds", "integer", "120",
+               "the ranks are told this long before the time limit; 0: not"),
+     .kind = KEY_INTEGER, SLURM_FIELD(signal_seconds), .max = 65535},
+    {SLURM_KEY("requeue", "bool", "true", "queue the job again when it could not finish"),
+     .kind = KEY_BOOL, SLURM_FIELD(requeue)},
+    {SLURM_KEY("extra", "list", "", "further options of sbatch, as they would follow #SBATCH"),
+     .kind = KEY_NODE, SLURM_FIELD(extra)},
 };
 
 size_t config_n_keys(void)

@@ -20,6 +20,7 @@ static const struct command commands[] = {
     {"status", command_status, "show how far a run is, who is running where, what is missing"},
     {"results", command_results, "print results from a database"},
     {"merge", command_merge, "put the results of several files into one"},
+    {"slurm", command_slurm, "print or submit the sbatch script of an experiment"},
     {"generate", command_generate, "answer one prompt and stream the text"},
     {"doctor", command_doctor, "show devices, libraries and environment variables"},
 };
