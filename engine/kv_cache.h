@@ -69,11 +69,12 @@ void kv_cache_commit(struct kv_cache *c, struct kv_seq *seq, const int *token, i
 /* Gives all blocks back (the sequence finished or is preempted), host blocks excepted. */
 void kv_cache_release(struct kv_cache *c, struct kv_seq *seq);
 
-/* Gives all blocks back, but first takes a host block for each that holds computed tokens. Returns
- * the number of copies, device to host, that copy[] receives (at most the sequence's blocks); they
- * must be made before anything writes to the blocks. 0, and no change at all: there are not enough
- * host blocks, or nothing is computed. A block that others share is copied like any other: they may
- * all be gone when the sequence comes back. */
+/* Gives the blocks of a sequence that has a token left to compute back, but first takes a host
+ * block for each that holds computed tokens. Returns the number of copies, device to host, that
+ * copy[] receives (at most the sequence's blocks); they must be made before anything writes to the
+ * blocks. 0, and no change at all: there are not enough host blocks, or nothing is computed. A
+ * block that others share is copied like any other: they may all be gone when the sequence comes
+ * back. */
 int kv_cache_swap_out(struct kv_cache *c, struct kv_seq *seq, struct kv_copy *copy);
 
 /* Brings back what was swapped out, after kv_cache_find_prefix and a kv_cache_reserve of all that
