@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "engine/job.h"
+#include "engine/kv_memory.h"
 #include "engine/memory_plan.h"
 #include "engine/model.h"
 #include "engine/recording.h"
@@ -29,9 +30,7 @@ struct engine {
     struct kv_cache *cache;
     struct scheduler *scheduler;
     struct activations activations;
-    char *kv_memory;            /* device: K and V of all layers             */
-    struct kv_layer *kv;        /* [n_layers] pointers into kv_memory        */
-    size_t kv_block_bytes;      /* K (or V) of one block in one layer        */
+    struct kv_memory kv;
     struct step_batch batch;    /* of the step between launch and collect    */
     struct recording recording; /* of decode steps                           */
     int *sampled;               /* device: [max_num_seqs] by lane            */
@@ -90,23 +89,9 @@ static int take_memory(struct engine *e)
         return err_prefix("memory for steps of %d tokens", l->limits.max_tokens);
     e->sampled = device->ops->alloc(device, n_lanes * sizeof(int));
     e->sampled_host = xcalloc(n_lanes, sizeof(int));
-    e->kv_memory = e->sampled ? device->ops->alloc(device, l->plan.kv_bytes) : NULL;
-    if (!e->kv_memory)
-        return err_prefix("%d KV blocks of %d tokens", l->plan.n_blocks, l->plan.block_size);
-    return 0;
-}
-
-/* kv_memory: [n_layers, K and V, n_blocks, n_kv_heads, block_size, head_dim] */
-static void divide_kv_memory(struct engine *e)
-{
-    size_t n_layers = (size_t)e->model->info.n_layers;
-    e->kv_block_bytes = e->layout.plan.block_bytes / n_layers / 2;
-    size_t half = (size_t)e->layout.plan.n_blocks * e->kv_block_bytes;
-    e->kv = xcalloc(n_layers, sizeof(*e->kv));
-    for (size_t i = 0; i < n_layers; i++) {
-        e->kv[i].k = e->kv_memory + 2 * i * half;
-        e->kv[i].v = e->kv_memory + (2 * i + 1) * half;
-    }
+    if (!e->sampled)
+        return -1;
+    return kv_memory_init(&e->kv, device, &l->plan, e->model->info.n_layers);
 }
 
 static int open_scheduler(struct engine *e)
@@ -114,7 +99,8 @@ static int open_scheduler(struct engine *e)
     const struct engine_options *o = &e->layout.options;
     const struct kv_cache_options cache = {.n_blocks = e->layout.plan.n_blocks,
                                            .block_size = o->block_size,
-                                           .prefix_caching = o->prefix_caching};
+                                           .prefix_caching = o->prefix_caching,
+                                           .n_host_blocks = e->layout.plan.n_host_blocks};
     const struct scheduler_options options = {.policy = o->policy,
                                               .static_batching = !o->fast,
                                               .max_num_seqs = o->max_num_seqs,
@@ -133,6 +119,9 @@ static void log_opened(const struct engine *e, int asked_num_seqs)
     if (e->layout.options.fast) {
         log_info("Fast engine initialised: %d KV blocks of %d tokens (%s)", p->n_blocks,
                  p->block_size, bytes);
+        if (p->n_host_blocks > 0)
+            log_info("Preempted sequences are swapped to host memory: %d blocks (%s)",
+                     p->n_host_blocks, format_bytes(bytes, (double)p->host_kv_bytes));
         return;
     }
     log_info("Standard engine initialised: %d sequences of %d tokens, contiguous KV (%s)",
@@ -156,15 +145,24 @@ int engine_open(struct engine **out, struct model *model, const struct engine_op
         engine_close(e);
         return -1;
     }
-    divide_kv_memory(e);
     /* A padded step must fit the arrays, too. */
     recording_init(&e->recording, model->device,
                    MIN(e->layout.options.max_num_seqs, e->layout.options.max_num_batched_tokens),
                    !options->enforce_eager);
     e->published.kv_blocks = e->layout.plan.n_blocks;
+    e->published.kv_host_blocks = e->layout.plan.n_host_blocks;
     log_opened(e, options->max_num_seqs);
     *out = e;
     return 0;
+}
+
+static void log_swapped(const struct engine_stats *s)
+{
+    char out[32], in[32];
+    if (s->n_swapped_out > 0)
+        log_info("Swapped %ld preempted sequences to host memory (%s) and %ld back (%s)",
+                 s->n_swapped_out, format_bytes(out, (double)s->swapped_out_bytes), s->n_swapped_in,
+                 format_bytes(in, (double)s->swapped_in_bytes));
 }
 
 void engine_close(struct engine *e)
@@ -179,17 +177,17 @@ void engine_close(struct engine *e)
     }
     struct device *device = e->model->device;
     device->ops->sync(device);
+    log_swapped(&e->published);
     recording_free(&e->recording);
     scheduler_close(e->scheduler);
     kv_cache_close(e->cache);
-    device->ops->free(device, e->kv_memory);
+    kv_memory_free(&e->kv);
     device->ops->free(device, e->sampled);
     step_batch_free(&e->batch);
     activations_free(&e->activations, e->model);
     pthread_cond_destroy(&e->work);
     pthread_mutex_destroy(&e->lock);
     free(e->sampled_host);
-    free(e->kv);
     free(e);
 }
 
@@ -276,6 +274,13 @@ static void publish(struct engine *e)
     s->kv_used = kv.used;
     s->kv_cached = kv.cached;
     s->kv_used_peak = kv.used_peak;
+    s->kv_host_blocks = kv.host_blocks;
+    s->kv_host_used = kv.host_used;
+    s->kv_host_used_peak = kv.host_used_peak;
+    s->n_swapped_out = kv.n_swapped_out;
+    s->n_swapped_in = kv.n_swapped_in;
+    s->swapped_out_bytes = (size_t)kv.blocks_out * e->layout.plan.block_bytes;
+    s->swapped_in_bytes = (size_t)kv.blocks_in * e->layout.plan.block_bytes;
     if (s->n_steps > 0) {
         s->batch_seqs_mean = e->seqs_sum / (double)s->n_steps;
         s->kv_waste = e->waste_sum / (double)s->n_steps;
@@ -317,20 +322,6 @@ static struct job *take_requests(struct engine *e)
     return cancelled;
 }
 
-static void copy_blocks(struct engine *e, const struct schedule *step)
-{
-    struct device *device = e->model->device;
-    size_t bytes = e->kv_block_bytes;
-    for (int c = 0; c < step->n_copies; c++) {
-        size_t src = (size_t)step->copy[c].src * bytes, dst = (size_t)step->copy[c].dst * bytes;
-        for (int i = 0; i < e->model->info.n_layers; i++) {
-            char *k = e->kv[i].k, *v = e->kv[i].v;
-            device->ops->copy(device, k + dst, k + src, bytes);
-            device->ops->copy(device, v + dst, v + src, bytes);
-        }
-    }
-}
-
 static void note_scheduled(struct engine *e, const struct schedule *step)
 {
     double now_s = time_monotonic_s();
@@ -358,7 +349,7 @@ static void enqueue(void *engine)
                                          .logits_row = b->logits_row,
                                          .n_rows = b->n_padded_rows,
                                          .attention = e->layout.options.attention,
-                                         .kv = e->kv,
+                                         .kv = e->kv.layer,
                                          .block_size = e->layout.options.block_size,
                                          .kv_dtype = e->layout.kv_dtype});
     if (b->n_padded_rows > 0)
@@ -373,7 +364,7 @@ static void enqueue(void *engine)
 static void launch(struct engine *e, const struct schedule *step)
 {
     note_scheduled(e, step);
-    copy_blocks(e, step);
+    kv_memory_copy(&e->kv, step);
     int size = step->n_prefill_tokens == 0 ? recording_size(&e->recording, step->n_seqs) : 0;
     step_batch_fill(&e->batch, step, e->layout.options.block_size, size);
     if (size)

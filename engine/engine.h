@@ -10,7 +10,8 @@
  * Determinism: the tokens of a request are a function of its prompt ids, its sampling settings and
  * its seed (for one model, device kind, instruction set, dtype and attention kernel): bit for bit
  * the same whatever else runs beside it, however the prompt is cut into chunks, whether it was
- * preempted or found in the prefix cache, and with the fast and the standard engine.
+ * preempted (and recomputed or swapped) or found in the prefix cache, and with the fast and the
+ * standard engine.
  */
 #ifndef QUIRE_ENGINE_H
 #define QUIRE_ENGINE_H
@@ -96,6 +97,8 @@ struct engine_options {
                                    sequences of max_model_len can use                         */
     double memory_utilization;  /* share of the device's free memory for the engine; 0: 0.9   */
     const char *kv_dtype;       /* "auto" or NULL (the model's), "bfloat16", "float16", "float32" */
+    size_t swap_bytes;          /* host memory for the KV of preempted sequences; 0: none, they are
+                                   recomputed; fast engine only                                */
 };
 
 /* Memory of an engine, planned before anything is taken. */
@@ -104,8 +107,10 @@ struct memory_plan {
     size_t activation_bytes; /* activations, logits, batch arrays          */
     size_t kv_bytes;         /* n_blocks blocks                            */
     size_t block_bytes;      /* one block over all layers                  */
+    size_t host_kv_bytes;    /* n_host_blocks blocks in host memory        */
     size_t budget_bytes;     /* what memory_utilization allows for all     */
     int n_blocks, block_size;
+    int n_host_blocks; /* 0 when every sequence fits to its end: nobody is preempted  */
     int max_model_len;
     int max_concurrency; /* sequences of max_model_len that fit at once, <= max_num_seqs */
 };
@@ -191,8 +196,11 @@ struct engine_stats {
     long output_tokens;     /* sampled                                                       */
     double batch_seqs_mean; /* sequences per step                                            */
     int n_waiting, n_running;
-    int kv_blocks, kv_used, kv_cached, kv_used_peak; /* blocks: all, owned by sequences, kept
-                                                        only by the prefix cache             */
+    int kv_blocks, kv_used, kv_cached, kv_used_peak;     /* blocks: all, owned by sequences, kept
+                                                            only by the prefix cache             */
+    int kv_host_blocks, kv_host_used, kv_host_used_peak; /* blocks of swapped sequences      */
+    long n_swapped_out, n_swapped_in; /* of n_preemptions: to host memory, and back          */
+    size_t swapped_out_bytes, swapped_in_bytes;
     double kv_waste;            /* unfilled share of the slots in owned blocks, mean over steps  */
     double prefill_s, decode_s; /* seconds in steps with, without prefill tokens             */
 };

@@ -9,6 +9,8 @@
  * before its children: who owns a child owns its parent too, a sequence gives its blocks back last
  * block first, and the oldest cached block is evicted first. So while an entry names a parent, that
  * id still stands for the same text, and by induction the whole prefix is equal, not only its hash.
+ *
+ * Host blocks need no record, only a link: to the next free one, or to the next one of their owner.
  */
 #include "engine/kv_cache.h"
 
@@ -38,6 +40,8 @@ struct kv_cache {
     size_t n_buckets;    /* a power of two                                        */
     int free_top, n_free;
     int oldest, newest, n_cached;
+    int *host_next; /* [n_host_blocks]                                            */
+    int host_top, n_host_free;
     struct kv_cache_stats stats; /* the counters; the rest is filled in on demand */
 };
 
@@ -186,6 +190,34 @@ static void note_peak(struct kv_cache *c)
     c->stats.used_peak = MAX(c->stats.used_peak, used);
 }
 
+/* ---- host blocks ---- */
+
+static void push_host(struct kv_cache *c, int id)
+{
+    c->host_next[id] = c->host_top;
+    c->host_top = id;
+    c->n_host_free++;
+}
+
+static int pop_host(struct kv_cache *c)
+{
+    int id = c->host_top;
+    assert(id != NO_BLOCK);
+    c->host_top = c->host_next[id];
+    c->n_host_free--;
+    return id;
+}
+
+/* Frees the first host block of a sequence; returns it. */
+static int drop_first_host(struct kv_cache *c, struct kv_seq *seq)
+{
+    int id = seq->host_first;
+    seq->host_first = c->host_next[id];
+    seq->n_host_blocks--;
+    push_host(c, id);
+    return id;
+}
+
 /* ---- opening ---- */
 
 static int check_options(const struct kv_cache_options *o)
@@ -198,6 +230,9 @@ static int check_options(const struct kv_cache_options *o)
     if (o->hash_bits < 0 || o->hash_bits > HASH_BITS_MAX)
         return err_set(ERR_CONFIG, "block hashes of %d bits; expected 0 to %d", o->hash_bits,
                        HASH_BITS_MAX);
+    if (o->n_host_blocks < 0 || o->n_host_blocks > KV_MAX_BLOCKS)
+        return err_set(ERR_CONFIG, "%d host blocks; expected 0 to %d", o->n_host_blocks,
+                       KV_MAX_BLOCKS);
     return 0;
 }
 
@@ -222,10 +257,13 @@ int kv_cache_open(struct kv_cache **out, const struct kv_cache_options *options)
     c->options = *options;
     bool all_bits = options->hash_bits == 0 || options->hash_bits == HASH_BITS_MAX;
     c->hash_mask = all_bits ? UINT64_MAX : ((uint64_t)1 << options->hash_bits) - 1;
-    c->free_top = c->oldest = c->newest = NO_BLOCK;
+    c->free_top = c->oldest = c->newest = c->host_top = NO_BLOCK;
     c->block = xcalloc((size_t)options->n_blocks, sizeof(*c->block));
     for (int id = options->n_blocks - 1; id >= 0; id--)
         push_free(c, id);
+    c->host_next = xcalloc((size_t)options->n_host_blocks, sizeof(*c->host_next));
+    for (int id = options->n_host_blocks - 1; id >= 0; id--)
+        push_host(c, id);
     if (options->prefix_caching)
         open_prefix_table(c);
     *out = c;
@@ -238,6 +276,7 @@ void kv_cache_close(struct kv_cache *c)
         return;
     free(c->token);
     free(c->bucket);
+    free(c->host_next);
     free(c->block);
     free(c);
 }
@@ -341,6 +380,56 @@ void kv_cache_release(struct kv_cache *c, struct kv_seq *seq)
     seq->chain = 0;
 }
 
+int kv_cache_swap_out(struct kv_cache *c, struct kv_seq *seq, struct kv_copy *copy)
+{
+    int n = CEIL_DIV(seq->n_committed, c->options.block_size);
+    assert(seq->n_host_blocks == 0 && n <= seq->n_blocks);
+    if (n == 0 || n > c->n_host_free)
+        return 0;
+    seq->n_host_tokens = seq->n_committed;
+    seq->n_host_blocks = n;
+    seq->host_first = NO_BLOCK;
+    for (int i = n - 1; i >= 0; i--) {
+        int id = pop_host(c);
+        c->host_next[id] = seq->host_first;
+        seq->host_first = id;
+        copy[i] = (struct kv_copy){.src = seq->block[i], .dst = id};
+    }
+    kv_cache_release(c, seq);
+    c->stats.n_swapped_out++;
+    c->stats.blocks_out += n;
+    c->stats.host_used_peak =
+        MAX(c->stats.host_used_peak, c->options.n_host_blocks - c->n_host_free);
+    return n;
+}
+
+int kv_cache_swap_in(struct kv_cache *c, struct kv_seq *seq, const int *token, struct kv_copy *copy)
+{
+    int n_found = seq->n_committed, size = c->options.block_size, n_copies = 0;
+    if (seq->n_host_blocks == 0)
+        return 0;
+    assert(n_found % size == 0 || n_found >= seq->n_host_tokens);
+    for (int i = 0; seq->n_host_blocks > 0; i++) {
+        int id = drop_first_host(c, seq);
+        if (i * size >= n_found)
+            copy[n_copies++] = (struct kv_copy){.src = id, .dst = seq->block[i]};
+    }
+    /* Others may find the blocks at once: whatever they read is read after the copies. */
+    if (seq->n_host_tokens > n_found)
+        kv_cache_commit(c, seq, token, seq->n_host_tokens);
+    seq->n_host_tokens = 0;
+    c->stats.n_swapped_in++;
+    c->stats.blocks_in += n_copies;
+    return n_copies;
+}
+
+void kv_cache_drop_host(struct kv_cache *c, struct kv_seq *seq)
+{
+    while (seq->n_host_blocks > 0)
+        drop_first_host(c, seq);
+    seq->n_host_tokens = 0;
+}
+
 int kv_cache_available(const struct kv_cache *c)
 {
     return c->n_free + c->n_cached;
@@ -353,6 +442,8 @@ void kv_cache_get_stats(const struct kv_cache *c, struct kv_cache_stats *out)
     out->free = c->n_free;
     out->cached = c->n_cached;
     out->used = c->options.n_blocks - c->n_free - c->n_cached;
+    out->host_blocks = c->options.n_host_blocks;
+    out->host_used = c->options.n_host_blocks - c->n_host_free;
 }
 
 /* ---- invariant ---- */
@@ -416,9 +507,41 @@ static void check_prefix_table(const struct kv_cache *c)
     assert(n_entries == n_findable);
 }
 
+static int check_host_list(const struct kv_cache *c, int first, bool *seen)
+{
+    int n = 0;
+    for (int id = first; id != NO_BLOCK; id = c->host_next[id]) {
+        assert(id >= 0 && id < c->options.n_host_blocks && !seen[id]);
+        seen[id] = true;
+        n++;
+    }
+    return n;
+}
+
+/* Every host block is in the free stack or in the list of one sequence. */
+static void check_host(const struct kv_cache *c, const struct kv_seq *const *seqs, int n)
+{
+    bool *seen = xcalloc((size_t)c->options.n_host_blocks, sizeof(*seen));
+    int n_listed = check_host_list(c, c->host_top, seen);
+    assert(n_listed == c->n_host_free);
+    for (int s = 0; s < n; s++) {
+        const struct kv_seq *seq = seqs[s];
+        assert(seq->n_host_blocks == CEIL_DIV(seq->n_host_tokens, c->options.block_size));
+        assert(seq->n_host_blocks == 0 || seq->n_blocks == 0);
+        if (seq->n_host_blocks > 0) {
+            int n_own = check_host_list(c, seq->host_first, seen);
+            assert(n_own == seq->n_host_blocks);
+            n_listed += n_own;
+        }
+    }
+    assert(n_listed == c->options.n_host_blocks);
+    free(seen);
+}
+
 void kv_cache_check(const struct kv_cache *c, const struct kv_seq *const *seqs, int n)
 {
     check_references(c, seqs, n);
+    check_host(c, seqs, n);
     check_lists(c);
     check_prefix_table(c);
 }

@@ -1,7 +1,7 @@
 /* memory_plan.c - see memory_plan.h and engine_plan in engine.h.
  *
  *   budget = memory_utilization * free memory of the device before the weights were loaded
- *   KV     = budget - weights - activations
+ *   KV     = budget - weights - activations (- swapped blocks, on a CPU)
  *
  * and no more blocks than max_num_seqs sequences of max_model_len tokens can own. What lies outside
  * the budget is left to other processes and to the device's scratch memory.
@@ -10,6 +10,7 @@
 
 #include <assert.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/kv_cache.h"
@@ -122,23 +123,52 @@ static void plan_step(struct engine_layout *l, const struct model_info *m)
                                step_batch_bytes(&l->arrays) + (size_t)o->max_num_seqs * sizeof(int);
 }
 
-static size_t bytes_left(size_t there, const struct memory_plan *p)
+/* On the device, besides the KV pool. */
+static size_t bytes_taken(const struct engine_layout *l)
 {
-    size_t taken = p->weight_bytes + p->activation_bytes;
+    const struct memory_plan *p = &l->plan;
+    return p->weight_bytes + p->activation_bytes + (l->host_is_device ? p->host_kv_bytes : 0);
+}
+
+static size_t bytes_left(size_t there, const struct engine_layout *l)
+{
+    size_t taken = bytes_taken(l);
     return there > taken ? there - taken : 0;
+}
+
+/* What an error message says of bytes_taken. The caller frees. */
+static char *taken_text(const struct engine_layout *l)
+{
+    const struct memory_plan *p = &l->plan;
+    char *text = xasprintf("less %zu for weights and %zu for activations", p->weight_bytes,
+                           p->activation_bytes);
+    if (bytes_taken(l) == p->weight_bytes + p->activation_bytes)
+        return text;
+    char *all = xasprintf("%s, and %zu for swapped sequences (swap_space)", text, p->host_kv_bytes);
+    free(text);
+    return all;
 }
 
 static int refuse_length(const struct engine_layout *l, size_t free_bytes, size_t n_fit)
 {
     const struct memory_plan *p = &l->plan;
-    return err_set(
-        ERR_RESOURCE,
-        "one sequence of max_model_len %d needs %zu bytes of KV memory, but %zu are "
-        "there: memory_utilization %g of %zu free bytes is %zu, less %zu for weights and "
-        "%zu for activations; the largest max_model_len that fits is %zu",
-        l->options.max_model_len, (size_t)blocks_per_seq(&l->options) * p->block_bytes,
-        bytes_left(p->budget_bytes, p), l->options.memory_utilization, free_bytes, p->budget_bytes,
-        p->weight_bytes, p->activation_bytes, n_fit);
+    char *taken = taken_text(l);
+    int rc = err_set(ERR_RESOURCE,
+                     "one sequence of max_model_len %d needs %zu bytes of KV memory, but %zu are "
+                     "there: memory_utilization %g of %zu free bytes is %zu, %s; the largest "
+                     "max_model_len that fits is %zu",
+                     l->options.max_model_len, (size_t)blocks_per_seq(&l->options) * p->block_bytes,
+                     bytes_left(p->budget_bytes, l), l->options.memory_utilization, free_bytes,
+                     p->budget_bytes, taken, n_fit);
+    free(taken);
+    return rc;
+}
+
+/* Blocks with which every sequence could run to its end. */
+static size_t useful_blocks(const struct engine_options *o)
+{
+    return MIN((size_t)o->max_num_seqs * (size_t)blocks_per_seq(o),
+               (size_t)MIN(KV_MAX_BLOCKS, INT_MAX / o->block_size));
 }
 
 /* As many blocks as the budget allows and max_num_seqs sequences can own. */
@@ -147,16 +177,14 @@ static int choose_blocks(struct engine_layout *l, const struct model_info *m)
     const struct engine_options *o = &l->options;
     struct memory_plan *p = &l->plan;
     int per_seq = blocks_per_seq(o);
-    size_t n_fit = bytes_left(p->budget_bytes, p) / p->block_bytes;
-    size_t n_useful = MIN((size_t)o->max_num_seqs * (size_t)per_seq,
-                          (size_t)MIN(KV_MAX_BLOCKS, INT_MAX / o->block_size));
-    p->n_blocks = (int)MIN(n_fit, n_useful);
+    size_t n_fit = bytes_left(p->budget_bytes, l) / p->block_bytes;
+    p->n_blocks = (int)MIN(n_fit, useful_blocks(o));
     if (p->n_blocks >= per_seq)
         return 0;
     /* A contiguous block of max_model_len does not fit, but a shorter one may. */
     size_t token_bytes = p->block_bytes / (size_t)o->block_size;
     size_t unit = o->fast ? (size_t)o->block_size : BLOCK_SIZE_STEP;
-    size_t n_tokens = bytes_left(p->budget_bytes, p) / token_bytes / unit * unit;
+    size_t n_tokens = bytes_left(p->budget_bytes, l) / token_bytes / unit * unit;
     return refuse_length(l, m->device.free_bytes, n_tokens);
 }
 
@@ -170,15 +198,36 @@ static int use_given_blocks(struct engine_layout *l, const struct model_info *m,
                        "%d KV blocks are fewer than one sequence of max_model_len %d needs; "
                        "expected more n_kv_blocks or a smaller max_model_len",
                        n_asked, o->max_model_len);
-    size_t there = bytes_left(m->device.free_bytes, p);
-    if ((size_t)o->n_kv_blocks > there / p->block_bytes)
-        return err_set(ERR_RESOURCE,
-                       "n_kv_blocks %d needs %zu bytes of KV memory, but %zu are there: %zu free "
-                       "bytes, less %zu for weights and %zu for activations",
-                       n_asked, (size_t)o->n_kv_blocks * p->block_bytes, there,
-                       m->device.free_bytes, p->weight_bytes, p->activation_bytes);
+    size_t there = bytes_left(m->device.free_bytes, l);
+    if ((size_t)o->n_kv_blocks > there / p->block_bytes) {
+        char *taken = taken_text(l);
+        int rc = err_set(ERR_RESOURCE,
+                         "n_kv_blocks %d needs %zu bytes of KV memory, but %zu are there: %zu free "
+                         "bytes, %s",
+                         n_asked, (size_t)o->n_kv_blocks * p->block_bytes, there,
+                         m->device.free_bytes, taken);
+        free(taken);
+        return rc;
+    }
     p->n_blocks = o->n_kv_blocks;
     return 0;
+}
+
+static int plan_blocks(struct engine_layout *l, const struct model_info *m, int n_asked)
+{
+    return n_asked > 0 ? use_given_blocks(l, m, n_asked) : choose_blocks(l, m);
+}
+
+/* Blocks for swapped sequences, where sequences can be preempted at all. */
+static void plan_host_blocks(struct engine_layout *l)
+{
+    const struct engine_options *o = &l->options;
+    struct memory_plan *p = &l->plan;
+    size_t n_useful = useful_blocks(o);
+    if (!o->fast || o->policy == SCHEDULING_MEMORY_AWARE || (size_t)p->n_blocks >= n_useful)
+        return;
+    p->n_host_blocks = (int)MIN(o->swap_bytes / p->block_bytes, n_useful);
+    p->host_kv_bytes = (size_t)p->n_host_blocks * p->block_bytes;
 }
 
 /* ---- public ---- */
@@ -201,9 +250,12 @@ int engine_layout_init(struct engine_layout *out, const struct model_info *model
     p->max_model_len = o->max_model_len;
     p->budget_bytes = (size_t)(o->memory_utilization * (double)model->device.free_bytes);
     plan_step(out, model);
-    int rc = options->n_kv_blocks > 0 ? use_given_blocks(out, model, options->n_kv_blocks)
-                                      : choose_blocks(out, model);
-    if (rc < 0)
+    out->host_is_device = model->device.kind == DEVICE_CPU;
+    if (plan_blocks(out, model, options->n_kv_blocks) < 0)
+        return -1;
+    plan_host_blocks(out);
+    if (out->host_is_device && p->n_host_blocks > 0 &&
+        plan_blocks(out, model, options->n_kv_blocks) < 0)
         return -1;
     p->max_concurrency = MIN(o->max_num_seqs, p->n_blocks / blocks_per_seq(o));
     p->kv_bytes = (size_t)p->n_blocks * p->block_bytes;

@@ -11,6 +11,7 @@ struct engine_layout {
     struct engine_options options; /* defaults filled in; what the engine really uses */
     enum dtype kv_dtype;
     struct memory_plan plan;
+    bool host_is_device;             /* a CPU: swapped blocks are part of the same memory */
     struct step_limits limits;       /* of the device's scratch memory and of activations */
     struct step_batch_limits arrays; /* of the batch arrays                               */
 };

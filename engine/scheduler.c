@@ -7,7 +7,8 @@
  * Blocks for all known tokens of a seq are reserved when it is admitted; afterwards only a decode
  * can run out of blocks. Decodes reserve in the order of rank and the victim is always the last of
  * the running seqs, hence a victim never has tokens in the step that is being put together. It does
- * not come back in that step either: it needs more blocks than it left.
+ * not come back in that step either: it needs more blocks than it left. Swapping out therefore
+ * comes before swapping in, and a host block that is read in a step is not written in it.
  */
 #include "engine/scheduler.h"
 
@@ -26,8 +27,10 @@ struct scheduler {
     int *free_lane;  /* [max_num_seqs - n_running] a stack               */
     long n_promised; /* blocks that the running seqs may own at their ends */
     long n_preemptions;
-    struct seq **step_seq;     /* [max_num_seqs] of struct schedule */
-    struct kv_copy *step_copy; /* [max_num_seqs] of struct schedule */
+    /* Of struct schedule. */
+    struct seq **step_seq;              /* [max_num_seqs]  */
+    struct kv_copy *step_copy;          /* [max_num_seqs]  */
+    struct kv_copy *step_out, *step_in; /* [n_host_blocks] */
 };
 
 /* ---- rank ---- */
@@ -153,9 +156,10 @@ static void remove_running(struct scheduler *s, struct seq *seq)
     kv_cache_release(s->cache, &seq->kv);
 }
 
-static void preempt(struct scheduler *s, struct seq *seq)
+static void preempt(struct scheduler *s, struct schedule *step, struct seq *seq)
 {
-    assert(s->options.policy != SCHEDULING_MEMORY_AWARE);
+    assert(s->options.policy != SCHEDULING_MEMORY_AWARE && step->n_swap_in == 0);
+    step->n_swap_out += kv_cache_swap_out(s->cache, &seq->kv, step->swap_out + step->n_swap_out);
     remove_running(s, seq);
     seq->n_computed = 0;
     seq->n_preemptions++;
@@ -181,13 +185,13 @@ static void add_to_step(struct schedule *step, struct seq *seq, int n_tokens)
 
 /* A block for the next token of a running seq, if need be from the seqs that rank last. false: the
  * seq itself ranks last and was preempted. */
-static bool make_room(struct scheduler *s, struct seq *seq)
+static bool make_room(struct scheduler *s, struct schedule *step, struct seq *seq)
 {
     struct kv_copy copy;
     int n_copies;
     while (!kv_cache_reserve(s->cache, &seq->kv, seq->n_computed, 1, &copy, &n_copies)) {
         struct seq *last = s->running[s->n_running - 1];
-        preempt(s, last);
+        preempt(s, step, last);
         if (last == seq)
             return false;
     }
@@ -201,7 +205,7 @@ static void schedule_decodes(struct scheduler *s, struct schedule *step)
         struct seq *seq = s->running[i];
         if (step->n_tokens == s->options.max_num_batched_tokens)
             return;
-        if (is_decode(seq) && make_room(s, seq))
+        if (is_decode(seq) && make_room(s, step, seq))
             add_to_step(step, seq, 1);
     }
 }
@@ -249,7 +253,9 @@ static bool reserve_all(struct scheduler *s, struct schedule *step, struct seq *
         return false;
     }
     step->n_copies += n_copies;
-    seq->n_computed = n_found;
+    step->n_swap_in +=
+        kv_cache_swap_in(s->cache, &seq->kv, seq->token, step->swap_in + step->n_swap_in);
+    seq->n_computed = seq->kv.n_committed;
     if (seq->n_preemptions == 0)
         seq->n_cached = n_found;
     return true;
@@ -304,6 +310,8 @@ int scheduler_open(struct scheduler **out, struct kv_cache *cache,
     s->free_lane = xcalloc(n, sizeof(*s->free_lane));
     s->step_seq = xcalloc(n, sizeof(struct seq *));
     s->step_copy = xcalloc(n, sizeof(*s->step_copy));
+    s->step_out = xcalloc((size_t)stats.host_blocks, sizeof(*s->step_out));
+    s->step_in = xcalloc((size_t)stats.host_blocks, sizeof(*s->step_in));
     for (int i = 0; i < options->max_num_seqs; i++)
         s->free_lane[i] = options->max_num_seqs - 1 - i;
     *out = s;
@@ -318,6 +326,8 @@ void scheduler_close(struct scheduler *s)
     free(s->free_lane);
     free(s->step_seq);
     free(s->step_copy);
+    free(s->step_out);
+    free(s->step_in);
     free(s);
 }
 
@@ -332,7 +342,8 @@ void scheduler_add(struct scheduler *s, struct seq *seq)
 
 void scheduler_next(struct scheduler *s, struct schedule *out)
 {
-    *out = (struct schedule){.seq = s->step_seq, .copy = s->step_copy};
+    *out = (struct schedule){
+        .seq = s->step_seq, .swap_out = s->step_out, .swap_in = s->step_in, .copy = s->step_copy};
     schedule_decodes(s, out);
     schedule_prefills(s, out);
     admit(s, out);
@@ -356,6 +367,7 @@ void scheduler_finish(struct scheduler *s, struct seq *seq, enum finish_reason r
         remove_running(s, seq);
     else
         remove_waiting(s, seq);
+    kv_cache_drop_host(s->cache, &seq->kv);
     seq->state = SEQ_FINISHED;
     seq->reason = reason;
 }
@@ -392,7 +404,6 @@ double scheduler_kv_waste(const struct scheduler *s)
 
 static void check_running(const struct scheduler *s)
 {
-    const struct kv_seq **kv = xcalloc((size_t)s->options.max_num_seqs, sizeof(*kv));
     bool *lane_taken = xcalloc((size_t)s->options.max_num_seqs, sizeof(*lane_taken));
     long n_promised = 0;
     for (int i = 0; i < s->n_running; i++) {
@@ -402,16 +413,14 @@ static void check_running(const struct scheduler *s)
         assert(seq->lane >= 0 && seq->lane < s->options.max_num_seqs && !lane_taken[seq->lane]);
         assert(seq->n_computed + seq->n_scheduled <= seq->kv.n_blocks * s->options.block_size);
         assert(seq->n_tokens < seq->max_tokens && seq->kv.n_blocks <= final_blocks(s, seq));
+        assert(seq->kv.n_host_blocks == 0);
         lane_taken[seq->lane] = true;
-        kv[i] = &seq->kv;
         n_promised += final_blocks(s, seq);
     }
     assert(n_promised == s->n_promised);
     for (int i = 0; i < s->options.max_num_seqs - s->n_running; i++)
         assert(!lane_taken[s->free_lane[i]]);
-    kv_cache_check(s->cache, kv, s->n_running);
     free(lane_taken);
-    free(kv);
 }
 
 /* The seq after `seq` when the heap is walked parents first, or NULL. */
@@ -442,9 +451,22 @@ static void check_waiting(const struct scheduler *s)
     assert(n == s->n_waiting);
 }
 
+static void check_cache(const struct scheduler *s)
+{
+    const struct kv_seq **kv = xcalloc((size_t)(s->n_running + s->n_waiting), sizeof(*kv));
+    int n = 0;
+    for (int i = 0; i < s->n_running; i++)
+        kv[n++] = &s->running[i]->kv;
+    for (const struct seq *seq = s->waiting; seq; seq = next_in_heap(seq))
+        kv[n++] = &seq->kv;
+    kv_cache_check(s->cache, kv, n);
+    free(kv);
+}
+
 void scheduler_check(const struct scheduler *s)
 {
     assert(s->n_running <= s->options.max_num_seqs);
     check_running(s);
     check_waiting(s);
+    check_cache(s);
 }

@@ -1,12 +1,15 @@
 /* scheduler.h - which sequences run in the next step, and with how many of their tokens.
  *
- * A seq is a token timeline: prompt, then output. Waiting seqs hold no blocks; running seqs hold a
- * lane and blocks for all tokens that they have so far. The policy ranks seqs. Each step takes one
- * token of every running seq that has only its last token left to compute (decode), and fills the
- * rest of the token budget with chunks of prompts (prefill), then admits waiting seqs, each in the
- * order of rank; a waiting seq is never overtaken by one of lower rank. When blocks run out, the
- * running seq that ranks last gives its blocks back and waits again; its tokens are recomputed
- * later (preemption). No decision looks at a clock, so the same submissions give the same steps.
+ * A seq is a token timeline: prompt, then output. Waiting seqs hold no blocks (but host blocks when
+ * they were swapped out); running seqs hold a lane and blocks for all tokens that they have so far.
+ * The policy ranks seqs. Each step takes one token of every running seq that has only its last
+ * token left to compute (decode), and fills the rest of the token budget with chunks of prompts
+ * (prefill), then admits waiting seqs, each in the order of rank; a waiting seq is never overtaken
+ * by one of lower rank. No decision looks at a clock, so the same submissions give the same steps.
+ *
+ * Preemption. When blocks run out, the running seq that ranks last gives its blocks back and waits
+ * again, before all that ranked behind it. What it has computed is swapped out when the cache has
+ * enough host blocks for all of it, and recomputed later otherwise.
  *
  * Static batching (the standard engine): waiting seqs are admitted only when nothing runs.
  *
@@ -62,8 +65,11 @@ void scheduler_add(struct scheduler *s, struct seq *seq);
 struct schedule {
     struct seq **seq; /* [n_seqs] each with n_scheduled > 0 tokens from n_computed on */
     int n_seqs, n_tokens;
-    struct kv_copy *copy; /* [n_copies] before the step, in this order */
-    int n_copies;
+    /* Copies of blocks to make before the step, one kind after the other. */
+    struct kv_copy *swap_out; /* [n_swap_out] device to host   */
+    struct kv_copy *swap_in;  /* [n_swap_in] host to device    */
+    struct kv_copy *copy;     /* [n_copies] on the device      */
+    int n_swap_out, n_swap_in, n_copies;
     int n_prefill_tokens; /* tokens of seqs that are not plain decodes */
 };
 
@@ -74,7 +80,7 @@ void scheduler_next(struct scheduler *s, struct schedule *out);
  */
 void scheduler_advance(struct scheduler *s, const struct schedule *done);
 
-/* Takes a seq out, waiting or running: gives back its blocks and lane. */
+/* Takes a seq out, waiting or running: gives back its blocks of either kind and its lane. */
 void scheduler_finish(struct scheduler *s, struct seq *seq, enum finish_reason reason);
 
 int scheduler_n_waiting(const struct scheduler *s);

@@ -6,8 +6,9 @@
  * Order. Operations of one device run in the order of the calls, possibly after the call has
  * returned; download() and sync() wait. upload() has read its source when it returns.
  *
- * Failure. open, alloc, reserve and weight_load report failure with err_set(ERR_RESOURCE or
- * ERR_CONFIG); the other operations cannot fail for a reason that a caller could mend.
+ * Failure. open, alloc, alloc_host, reserve and weight_load report failure with
+ * err_set(ERR_RESOURCE or ERR_CONFIG); the other operations cannot fail for a reason that a caller
+ * could mend.
  *
  * Batch invariance. A row of any result depends on that row's inputs alone: not on how many rows
  * are computed with it, on their order, or on the number of threads. Reductions therefore run in an
@@ -80,6 +81,18 @@ struct batch {
     const int *block_table; /* [n_seqs, max_blocks] block ids in token order                 */
 };
 
+/* A copy of one KV block, by block ids. */
+struct kv_copy {
+    int src, dst;
+};
+
+/* Memory for KV blocks, on the device or from alloc_host: [n_planes, n_blocks, bytes]. A plane is
+ * the K or the V of one layer. */
+struct kv_pool {
+    char *memory;
+    int n_blocks;
+};
+
 /* The key and value memory of one layer. Each: [n_blocks, n_kv_heads, block_size, head_dim]. */
 struct kv_layer {
     void *k, *v;
@@ -125,6 +138,16 @@ struct linear_args {
     const float *bias; /* [n_out] or NULL                         */
     int n_rows;
     enum dtype out_dtype; /* act_dtype, or DTYPE_F32 for logits   */
+};
+
+/* Copies whole blocks, in every plane, within a pool or between two of them. No block is written
+ * twice, nor read and written. */
+struct copy_blocks_args {
+    struct kv_pool dst, src;
+    size_t bytes; /* of a block in one plane: a multiple of 16 */
+    int n_planes;
+    const struct kv_copy *copy; /* [n_copies] host memory, free to change after the call */
+    int n_copies;
 };
 
 /* For each token: RMS-normalise each head of Q and K (when gains are given), rotate them by
@@ -192,10 +215,12 @@ struct backend {
 
     /* Aligned to at least 64 bytes; contents undefined. NULL with ERR_RESOURCE. */
     void *(*alloc)(struct device *device, size_t bytes);
-    void (*free)(struct device *device, void *memory); /* accepts NULL */
+    /* The same in host memory that copy_blocks can reach (a GPU: pinned). */
+    void *(*alloc_host)(struct device *device, size_t bytes);
+    void (*free)(struct device *device, void *memory); /* of either kind; accepts NULL */
     void (*upload)(struct device *device, void *dst, const void *host, size_t bytes);
     void (*download)(struct device *device, void *host, const void *src, size_t bytes);
-    void (*copy)(struct device *device, void *dst, const void *src, size_t bytes);
+    void (*copy_blocks)(struct device *device, const struct copy_blocks_args *args);
     void (*sync)(struct device *device);
     /* Takes scratch memory for steps within these limits, so that no step allocates. May be called
      * again with other limits; the memory only grows. */

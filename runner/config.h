@@ -46,6 +46,8 @@ enum attention_choice {
     ATTENTION_CHOICE_ONLY_EAGER,
 };
 
+enum preemption_choice { PREEMPTION_RECOMPUTE, PREEMPTION_SWAP };
+
 /* The typed value of every key that a task can differ in. Strings are borrowed from the config (or
  * from the grid) and are never NULL: "" means not given. */
 struct settings {
@@ -62,7 +64,8 @@ struct settings {
         int policy;                  /* enum scheduling_policy                            */
         int64_t block_size, max_num_seqs, max_num_batched_tokens;
         int64_t max_model_len, num_kv_blocks, num_threads; /* or SETTING_AUTO             */
-        double gpu_memory_utilization;
+        double gpu_memory_utilization, swap_space;         /* swap_space: GiB                     */
+        int preemption_mode;                               /* enum preemption_choice              */
         const char *kv_cache_dtype;
         bool enable_prefix_caching, enforce_eager;
     } engine;

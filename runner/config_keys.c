@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define MAX_POSITIONS 4194304 /* tokens of a sequence: arch.h's bound */
+#define MAX_SWAP_GIB  65536
 
 /* path, type, default, environment variable, documentation */
 #define TASK_KEY(path, type, preset, variable, doc)                                                \
@@ -94,6 +95,13 @@ static const struct key_row rows[] = {
     {TASK_KEY("engine.gpu_memory_utilization", "number", "0.9", NULL,
               "share of the device's free memory that the engine may take (the CPU's, too)"),
      .kind = KEY_NUMBER, FIELD(engine.gpu_memory_utilization), .max = 1, .above_min = true},
+    {TASK_KEY("engine.preemption_mode", "one of recompute|swap", "recompute", NULL,
+              "when the KV cache is full: compute the sequence that gives way again, or swap its "
+              "blocks to host memory"),
+     .kind = KEY_CHOICE, FIELD(engine.preemption_mode)},
+    {TASK_KEY("engine.swap_space", "number", "4.0", NULL,
+              "GiB of host memory for preemption_mode: swap; what does not fit is recomputed"),
+     .kind = KEY_NUMBER, FIELD(engine.swap_space), .max = MAX_SWAP_GIB},
     {TASK_KEY("engine.kv_cache_dtype", DTYPES, "auto", NULL,
               "type of the KV cache; auto: that of the weights"),
      .kind = KEY_NAME, FIELD(engine.kv_cache_dtype)},

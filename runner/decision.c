@@ -9,6 +9,8 @@
  * is there. */
 #define PRETEND_VARIABLE "QUIRE_TEST_COMPUTE_CAPABILITY"
 
+#define GIB ((double)((size_t)1 << 30))
+
 /* Adds one step down the ladder to the reason in the row. */
 PRINTF_LIKE(2, 3) static void degrade(struct decision *d, const char *format, ...)
 {
@@ -185,6 +187,7 @@ void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX])
 void decision_engine_options(const struct decision *d, const struct settings *s,
                              struct engine_options *out)
 {
+    bool swaps = s->engine.preemption_mode == PREEMPTION_SWAP;
     *out = (struct engine_options){
         .fast = d->fast,
         .attention = d->attention,
@@ -198,5 +201,6 @@ void decision_engine_options(const struct decision *d, const struct settings *s,
         .n_kv_blocks = s->engine.num_kv_blocks == SETTING_AUTO ? 0 : (int)s->engine.num_kv_blocks,
         .memory_utilization = s->engine.gpu_memory_utilization,
         .kv_dtype = s->engine.kv_cache_dtype,
+        .swap_bytes = swaps ? (size_t)(s->engine.swap_space * GIB) : 0,
     };
 }

@@ -124,6 +124,9 @@ static void print_memory(const struct memory_plan *plan, const struct totals *t,
            format_bytes(a, (double)plan->weight_bytes),
            format_bytes(b, (double)plan->activation_bytes), format_bytes(c, (double)plan->kv_bytes),
            format_bytes(d, (double)plan->budget_bytes));
+    if (plan->n_host_blocks > 0)
+        printf("  swap         %s of host memory for preempted sequences\n",
+               format_bytes(a, (double)plan->host_kv_bytes));
     if (fast)
         printf(
             "  engine       fast: %d KV blocks of %d tokens, sequences of up to %s tokens, %d of "

@@ -21,7 +21,7 @@ struct fixture {
 static void setup(struct fixture *f, int n_blocks, int block_size)
 {
     struct kv_cache_options options = {
-        .n_blocks = n_blocks, .block_size = block_size, .prefix_caching = true};
+        .n_blocks = n_blocks, .block_size = block_size, .prefix_caching = true, .n_host_blocks = 3};
     assert_int_equal(kv_cache_open(&f->cache, &options), 0);
     kv_seq_init(&f->a, 8);
     kv_seq_init(&f->b, 8);
@@ -182,6 +182,118 @@ static void a_refused_reservation_changes_nothing(void **state)
     teardown(&f);
 }
 
+/* ---- swapping, by hand ---- */
+
+/* What a scheduler does to bring a sequence of n tokens back; returns the copies from the host. */
+static int bring_back(struct fixture *f, struct kv_seq *seq, int n, struct kv_copy *in)
+{
+    struct kv_copy copy;
+    int n_copies, n_found = kv_cache_find_prefix(f->cache, seq, TEXT, n);
+    assert_true(kv_cache_reserve(f->cache, seq, n_found, n - n_found, &copy, &n_copies));
+    return kv_cache_swap_in(f->cache, seq, TEXT, in);
+}
+
+static void a_swapped_sequence_leaves_all_its_blocks_to_others(void **state)
+{
+    (void)state;
+    static const int other[] = {1, 2, 3, 4, 5, 6};
+    struct fixture f;
+    struct kv_copy out[3], in[3];
+    setup(&f, 3, 2);
+    compute(&f, &f.a, TEXT, 5);
+    const int left[] = {f.a.block[0], f.a.block[1], f.a.block[2]};
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.a, out), 3);
+    assert_int_equal(kv_cache_available(f.cache), 3);
+    compute(&f, &f.b, other, 6); /* takes all blocks: nothing of the text can be found */
+    kv_cache_release(f.cache, &f.b);
+    assert_int_equal(bring_back(&f, &f.a, 6, in), 3);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(out[i].src, left[i]);
+        assert_int_equal(in[i].src, out[i].dst);
+        assert_int_equal(in[i].dst, f.a.block[i]);
+    }
+    assert_int_equal(f.a.n_committed, 5);
+    assert_int_equal(stats_of(&f).host_used, 0);
+    assert_int_equal(stats_of(&f).host_used_peak, 3);
+    assert_int_equal(kv_cache_find_prefix(f.cache, &f.b, TEXT, 5), 4); /* findable as before */
+    teardown(&f);
+}
+
+static void what_the_prefix_cache_still_has_is_not_copied_back(void **state)
+{
+    (void)state;
+    static const int other[] = {1, 2};
+    struct fixture f;
+    struct kv_copy out[3], in[3];
+    setup(&f, 4, 2);
+    compute(&f, &f.a, TEXT, 5);
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.a, out), 3);
+    compute(&f, &f.b, other, 2); /* the free blocks first: both full ones of the text stay */
+    assert_int_equal(bring_back(&f, &f.a, 6, in), 1);
+    assert_int_equal(in[0].src, out[2].dst);
+    assert_int_equal(in[0].dst, f.a.block[2]);
+    assert_int_equal(stats_of(&f).blocks_out, 3);
+    assert_int_equal(stats_of(&f).blocks_in, 1);
+    teardown(&f);
+}
+
+static void a_shared_block_survives_its_other_owner(void **state)
+{
+    (void)state;
+    static const int other[] = {1, 2, 3, 4, 5, 6};
+    struct fixture f;
+    struct kv_copy out[3], in[3];
+    setup(&f, 3, 2);
+    compute(&f, &f.a, TEXT, 4);
+    assert_int_equal(kv_cache_find_prefix(f.cache, &f.b, TEXT, 5), 4);
+    compute(&f, &f.b, TEXT, 5);
+    assert_int_equal(f.a.block[0], f.b.block[0]);
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.b, out), 3);
+    assert_int_equal(stats_of(&f).used, 2); /* its first owner still reads them */
+    kv_cache_release(f.cache, &f.a);
+    compute(&f, &f.a, other, 6);
+    kv_cache_release(f.cache, &f.a);
+    assert_int_equal(bring_back(&f, &f.b, 6, in), 3);
+    assert_int_equal(f.b.n_committed, 5);
+    teardown(&f);
+}
+
+static void a_sequence_that_others_have_overtaken_needs_nothing_from_the_host(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct kv_copy out[3], in[3];
+    setup(&f, 6, 2);
+    compute(&f, &f.a, TEXT, 3);
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.a, out), 2);
+    compute(&f, &f.b, TEXT, 8);
+    assert_int_equal(bring_back(&f, &f.a, 8, in), 0);
+    assert_int_equal(f.a.n_committed, 7);
+    assert_int_equal(stats_of(&f).host_used, 0);
+    teardown(&f);
+}
+
+static void what_does_not_fit_into_host_memory_stays(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct kv_copy out[4];
+    setup(&f, 8, 2);
+    compute(&f, &f.a, TEXT, 7); /* four blocks, three host blocks */
+    struct kv_cache_stats before = stats_of(&f);
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.a, out), 0);
+    struct kv_cache_stats after = stats_of(&f);
+    assert_memory_equal(&before, &after, sizeof(before));
+    assert_int_equal(f.a.n_blocks, 4);
+    compute(&f, &f.b, TEXT, 3);
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.b, out), 2);
+    kv_cache_drop_host(f.cache, &f.b);
+    kv_cache_drop_host(f.cache, &f.b);
+    assert_int_equal(stats_of(&f).host_used, 0);
+    assert_int_equal(kv_cache_swap_out(f.cache, &f.b, out), 0); /* nothing is computed */
+    teardown(&f);
+}
+
 static void nothing_is_found_when_prefix_caching_is_off(void **state)
 {
     (void)state;
@@ -208,6 +320,8 @@ static void options_out_of_range_are_refused(void **state)
         {.n_blocks = 16, .block_size = 0},
         {.n_blocks = 1 << 20, .block_size = 1 << 12},
         {.n_blocks = 16, .block_size = 16, .hash_bits = 65},
+        {.n_blocks = 16, .block_size = 16, .n_host_blocks = -1},
+        {.n_blocks = 16, .block_size = 16, .n_host_blocks = KV_MAX_BLOCKS + 1},
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         struct kv_cache *cache;
@@ -220,6 +334,7 @@ static void options_out_of_range_are_refused(void **state)
 /* ---- random operations ---- */
 
 #define MAX_POOL     7
+#define MAX_HOST     6
 #define MAX_BLOCK    4
 #define MAX_LEN      13
 #define MAX_LIVE     4
@@ -236,6 +351,7 @@ struct live {
     struct kv_seq kv;
     int token[MAX_LEN], n_tokens, n_computed;
     struct known *known[MAX_LEN]; /* [kv.n_blocks] NULL: a block of its own that is not findable */
+    int n_swapped;                /* tokens in host memory; 0: it is not swapped out */
     bool active;
 };
 
@@ -244,9 +360,9 @@ struct world {
     struct kv_cache *cache;
     struct live live[MAX_LIVE];
     struct known known[MAX_POOL];
-    uint64_t memory[MAX_POOL][MAX_BLOCK];
+    uint64_t memory[MAX_POOL][MAX_BLOCK], host[MAX_HOST][MAX_BLOCK];
     uint64_t random;
-    long clock, evictions, copies, hits;
+    long clock, evictions, copies, hits, swaps;
 };
 
 static int draw(struct world *w, int n)
@@ -325,7 +441,7 @@ static void naive_learn(struct world *w, struct live *l, int block)
     }
 }
 
-static void end_seq(struct world *w, struct live *l)
+static void naive_release(struct world *w, struct live *l)
 {
     for (int i = l->kv.n_blocks - 1; i >= 0; i--) {
         struct known *k = l->known[i];
@@ -333,18 +449,21 @@ static void end_seq(struct world *w, struct live *l)
             k->released = w->clock++;
         l->known[i] = NULL;
     }
+}
+
+static void end_seq(struct world *w, struct live *l)
+{
+    naive_release(w, l);
     kv_cache_release(w->cache, &l->kv);
+    kv_cache_drop_host(w->cache, &l->kv);
     assert_int_equal(l->kv.n_blocks, 0);
+    l->n_swapped = 0;
     l->active = false;
 }
 
-static void start_seq(struct world *w, struct live *l)
+static void find_prefix(struct world *w, struct live *l)
 {
     int size = w->options.block_size, n_blocks = 0;
-    int longest = MIN(MAX_LEN, w->options.n_blocks * size);
-    l->n_tokens = 1 + draw(w, longest);
-    for (int i = 0; i < l->n_tokens; i++)
-        l->token[i] = draw(w, 8) == 0; /* mostly zeros, so that prefixes are often shared */
     for (int len = size; len <= l->n_tokens; len += size) {
         struct known *k = naive_find(w, l->token, len);
         if (!k)
@@ -356,6 +475,15 @@ static void start_seq(struct world *w, struct live *l)
     assert_int_equal(l->kv.n_blocks, n_blocks);
     assert_int_equal(l->n_computed, MIN(n_blocks * size, l->n_tokens - 1));
     w->hits += l->n_computed;
+}
+
+static void start_seq(struct world *w, struct live *l)
+{
+    int longest = MIN(MAX_LEN, w->options.n_blocks * w->options.block_size);
+    l->n_tokens = 1 + draw(w, longest);
+    for (int i = 0; i < l->n_tokens; i++)
+        l->token[i] = draw(w, 8) == 0; /* mostly zeros, so that prefixes are often shared */
+    find_prefix(w, l);
     l->active = true;
 }
 
@@ -384,6 +512,13 @@ static bool reserve(struct world *w, struct live *l, int n)
     return true;
 }
 
+static void learn_computed(struct world *w, struct live *l, int first_block)
+{
+    for (int i = first_block;
+         w->options.prefix_caching && i < l->n_computed / w->options.block_size; i++)
+        naive_learn(w, l, i);
+}
+
 static void compute_some(struct world *w, struct live *l)
 {
     int size = w->options.block_size;
@@ -398,8 +533,55 @@ static void compute_some(struct world *w, struct live *l)
         w->memory[l->kv.block[at / size]][at % size] = fingerprint(l->token, at);
     }
     kv_cache_commit(w->cache, &l->kv, l->token, l->n_computed);
-    for (int i = first_block; w->options.prefix_caching && i < l->n_computed / size; i++)
-        naive_learn(w, l, i);
+    learn_computed(w, l, first_block);
+}
+
+static int naive_host_free(const struct world *w)
+{
+    int n = w->options.n_host_blocks;
+    for (int s = 0; s < MAX_LIVE; s++)
+        n -= CEIL_DIV(w->live[s].n_swapped, w->options.block_size);
+    return n;
+}
+
+static void swap_out(struct world *w, struct live *l)
+{
+    struct kv_copy copy[MAX_LEN];
+    int n = CEIL_DIV(l->n_computed, w->options.block_size), n_owned = l->kv.n_blocks;
+    bool fits = n <= naive_host_free(w);
+    assert_int_equal(kv_cache_swap_out(w->cache, &l->kv, copy), fits ? n : 0);
+    if (!fits || n == 0)
+        return;
+    for (int i = 0; i < n; i++)
+        memcpy(w->host[copy[i].dst], w->memory[copy[i].src], sizeof(w->memory[0]));
+    l->kv.n_blocks = n_owned; /* the naive list of owners is as long as before */
+    naive_release(w, l);
+    l->kv.n_blocks = 0;
+    l->n_swapped = l->n_computed;
+    l->n_computed = 0;
+    w->swaps++;
+}
+
+/* Brings a swapped sequence back, or leaves it where it is when there is no room. */
+static void swap_in(struct world *w, struct live *l)
+{
+    struct kv_copy copy[MAX_HOST];
+    find_prefix(w, l);
+    if (!reserve(w, l, l->n_tokens - l->n_computed)) {
+        naive_release(w, l);
+        kv_cache_release(w->cache, &l->kv);
+        l->n_computed = 0;
+        return;
+    }
+    int size = w->options.block_size, n_found = l->n_computed;
+    int n = kv_cache_swap_in(w->cache, &l->kv, l->token, copy);
+    bool found_all = n_found >= l->n_swapped;
+    assert_int_equal(n, found_all ? 0 : CEIL_DIV(l->n_swapped, size) - n_found / size);
+    for (int i = 0; i < n; i++)
+        memcpy(w->memory[copy[i].dst], w->host[copy[i].src], sizeof(w->memory[0]));
+    l->n_computed = MAX(n_found, l->n_swapped);
+    l->n_swapped = 0;
+    learn_computed(w, l, n_found / size);
 }
 
 static void check_world(const struct world *w)
@@ -422,6 +604,8 @@ static void check_world(const struct world *w)
     assert_int_equal(stats.evictions, w->evictions);
     assert_int_equal(stats.copies, w->copies);
     assert_int_equal(stats.hit_tokens, w->hits);
+    assert_int_equal(stats.n_swapped_out, w->swaps);
+    assert_int_equal(stats.host_blocks - stats.host_used, naive_host_free(w));
 }
 
 static void run_world(struct world *w)
@@ -433,6 +617,12 @@ static void run_world(struct world *w)
         struct live *l = &w->live[draw(w, MAX_LIVE)];
         if (!l->active)
             start_seq(w, l);
+        else if (l->n_swapped > 0 && draw(w, 4) > 0)
+            swap_in(w, l);
+        else if (l->n_swapped > 0)
+            end_seq(w, l);
+        else if (l->n_computed < l->n_tokens && draw(w, 6) == 0)
+            swap_out(w, l);
         else if (l->n_computed < l->n_tokens)
             compute_some(w, l);
         else if (l->n_tokens < MIN(MAX_LEN, w->options.n_blocks * w->options.block_size) &&
@@ -454,18 +644,21 @@ static void run_world(struct world *w)
 /* Every pool of 1..7 blocks of 1..4 tokens; hash_bits 1 leaves two hash values for all texts. */
 static void run_all_worlds(bool prefix_caching, int hash_bits)
 {
-    long hits = 0, copies = 0, evictions = 0;
+    long hits = 0, copies = 0, evictions = 0, swaps = 0;
     for (int n_blocks = 1; n_blocks <= MAX_POOL; n_blocks++) {
         for (int block_size = 1; block_size <= MAX_BLOCK; block_size++) {
-            struct world w = {.options = {n_blocks, block_size, prefix_caching, hash_bits},
+            struct world w = {.options = {n_blocks, block_size, prefix_caching, hash_bits,
+                                          n_blocks * block_size % (MAX_HOST + 1)},
                               .random = (uint64_t)(n_blocks * 10 + block_size) << 32};
             run_world(&w);
             hits += w.hits;
             copies += w.copies;
             evictions += w.evictions;
+            swaps += w.swaps;
         }
     }
     assert_int_equal(hits > 0 && copies > 0 && evictions > 0, prefix_caching);
+    assert_true(swaps > 1000);
 }
 
 static void random_operations_agree_with_a_naive_cache(void **state)
@@ -497,6 +690,11 @@ int main(void)
         cmocka_unit_test(equal_texts_computed_side_by_side_are_kept_once),
         cmocka_unit_test(the_block_unused_for_longest_is_evicted_first),
         cmocka_unit_test(a_refused_reservation_changes_nothing),
+        cmocka_unit_test(a_swapped_sequence_leaves_all_its_blocks_to_others),
+        cmocka_unit_test(what_the_prefix_cache_still_has_is_not_copied_back),
+        cmocka_unit_test(a_shared_block_survives_its_other_owner),
+        cmocka_unit_test(a_sequence_that_others_have_overtaken_needs_nothing_from_the_host),
+        cmocka_unit_test(what_does_not_fit_into_host_memory_stays),
         cmocka_unit_test(nothing_is_found_when_prefix_caching_is_off),
         cmocka_unit_test(options_out_of_range_are_refused),
         cmocka_unit_test(random_operations_agree_with_a_naive_cache),

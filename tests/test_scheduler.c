@@ -31,9 +31,9 @@ struct world {
     struct scheduler_options options;
     struct kv_cache *cache;
     struct scheduler *scheduler;
-    uint64_t memory[MAX_SLOTS];
+    uint64_t memory[MAX_SLOTS], host[MAX_SLOTS];
     struct job job[MAX_JOBS];
-    int n_jobs, n_finished, n_steps;
+    int n_jobs, n_finished, n_steps, n_computed;
 };
 
 static uint64_t state_after(uint64_t before, int token)
@@ -50,13 +50,17 @@ static void open_world(struct world *w)
 {
     w->kv.block_size = w->options.block_size;
     assert_true(w->kv.n_blocks * w->kv.block_size <= MAX_SLOTS);
+    assert_true(w->kv.n_host_blocks * w->kv.block_size <= MAX_SLOTS);
     assert_int_equal(kv_cache_open(&w->cache, &w->kv), 0);
     assert_int_equal(scheduler_open(&w->scheduler, w->cache, &w->options), 0);
 }
 
 static void close_world(struct world *w)
 {
+    struct kv_cache_stats stats;
+    kv_cache_get_stats(w->cache, &stats);
     assert_int_equal(kv_cache_available(w->cache), w->kv.n_blocks);
+    assert_int_equal(stats.host_used, 0);
     for (int i = 0; i < w->n_jobs; i++)
         kv_seq_free(&w->job[i].seq.kv);
     scheduler_close(w->scheduler);
@@ -116,12 +120,20 @@ static uint64_t *slot_of(struct world *w, const struct seq *seq, int position)
     return &w->memory[seq->kv.block[position / size] * size + position % size];
 }
 
+static void copy_blocks(const struct world *w, uint64_t *dst, const uint64_t *src,
+                        const struct kv_copy *copy, int n)
+{
+    int size = w->options.block_size;
+    for (int i = 0; i < n; i++)
+        memcpy(dst + copy[i].dst * size, src + copy[i].src * size, (size_t)size * sizeof(*dst));
+}
+
 static void compute(struct world *w, const struct schedule *step)
 {
-    size_t block_bytes = (size_t)w->options.block_size * sizeof(w->memory[0]);
-    for (int i = 0; i < step->n_copies; i++)
-        memcpy(w->memory + step->copy[i].dst * w->options.block_size,
-               w->memory + step->copy[i].src * w->options.block_size, block_bytes);
+    copy_blocks(w, w->host, w->memory, step->swap_out, step->n_swap_out);
+    copy_blocks(w, w->memory, w->host, step->swap_in, step->n_swap_in);
+    copy_blocks(w, w->memory, w->memory, step->copy, step->n_copies);
+    w->n_computed += step->n_tokens;
     for (int i = 0; i < step->n_seqs; i++) {
         struct seq *seq = step->seq[i];
         for (int p = seq->n_computed; p < seq->n_computed + seq->n_scheduled; p++) {
@@ -365,6 +377,89 @@ static void seqs_with_equal_prompts_of_whole_blocks_share_and_copy(void **state)
     close_world(w);
 }
 
+/* ---- swapping ---- */
+
+static struct kv_cache_stats stats_of(const struct world *w)
+{
+    struct kv_cache_stats stats;
+    kv_cache_get_stats(w->cache, &stats);
+    return stats;
+}
+
+static void a_swapped_seq_goes_on_where_it_stopped(void **state)
+{
+    (void)state;
+    for (int n_host_blocks = 0; n_host_blocks <= 6; n_host_blocks += 6) {
+        struct world *w = make_world();
+        w->kv = (struct kv_cache_options){.n_blocks = 8, .n_host_blocks = n_host_blocks};
+        w->options.max_num_batched_tokens = 5; /* prompts come and go in chunks */
+        open_world(w);
+        for (int i = 0; i < 5; i++)
+            add(w, 9, 12);
+        run_to_the_end(w);
+        assert_true(scheduler_n_preemptions(w->scheduler) > 0);
+        assert_int_equal(stats_of(w).n_swapped_out > 0, n_host_blocks > 0);
+        assert_int_equal(stats_of(w).n_swapped_in, stats_of(w).n_swapped_out);
+        /* Without recomputation every token but the last is computed once. */
+        assert_int_equal(w->n_computed == 5 * (9 + 12 - 1), n_host_blocks > 0);
+        close_world(w);
+    }
+}
+
+static void a_swapped_seq_comes_before_those_that_wait(void **state)
+{
+    (void)state;
+    struct world *w = make_world();
+    w->kv = (struct kv_cache_options){.n_blocks = 6, .n_host_blocks = 6};
+    open_world(w);
+    const struct job *first = add(w, 8, 12), *second = add(w, 7, 9);
+    while (second->seq.n_preemptions == 0)
+        assert_true(step_world(w));
+    assert_int_equal(stats_of(w).host_used, CEIL_DIV(second->seq.n_tokens - 1, 4));
+    const struct job *small = add(w, 1, 1); /* it would fit at once */
+    while (small->admitted_at < 0) {
+        assert_true(second->seq.state == SEQ_WAITING || first->finished_at >= 0);
+        assert_true(step_world(w));
+    }
+    assert_int_equal(stats_of(w).host_used, 0);
+    run_to_the_end(w);
+    close_world(w);
+}
+
+static void a_full_host_pool_means_recomputation(void **state)
+{
+    (void)state;
+    struct world *w = make_world();
+    w->kv = (struct kv_cache_options){.n_blocks = 12, .n_host_blocks = 3};
+    open_world(w);
+    for (int i = 0; i < 8; i++)
+        add(w, 4 + i, 20);
+    run_to_the_end(w);
+    assert_int_equal(w->n_finished, 8);
+    assert_true(stats_of(w).n_swapped_out > 0);
+    assert_true(stats_of(w).n_swapped_out < scheduler_n_preemptions(w->scheduler));
+    close_world(w);
+}
+
+static void a_swapped_seq_that_is_taken_out_leaves_host_memory(void **state)
+{
+    (void)state;
+    struct world *w = make_world();
+    w->kv = (struct kv_cache_options){.n_blocks = 6, .n_host_blocks = 6};
+    open_world(w);
+    add(w, 8, 12);
+    struct job *second = add(w, 7, 9);
+    while (second->seq.n_preemptions == 0)
+        assert_true(step_world(w));
+    assert_true(stats_of(w).host_used > 0);
+    scheduler_finish(w->scheduler, &second->seq, FINISH_CANCELLED);
+    scheduler_check(w->scheduler);
+    assert_int_equal(stats_of(w).host_used, 0);
+    run_to_the_end(w);
+    assert_int_equal(stats_of(w).n_swapped_in, 0);
+    close_world(w);
+}
+
 /* ---- policies ---- */
 
 static void each_policy_has_its_own_order(void **state)
@@ -486,6 +581,7 @@ static struct world *random_world(struct random *r)
     w->kv.n_blocks = CEIL_DIV(MAX_LEN, w->options.block_size) + draw(r, 12);
     w->kv.prefix_caching = draw(r, 3) > 0;
     w->kv.hash_bits = draw(r, 2);
+    w->kv.n_host_blocks = draw(r, 2) * draw(r, 20);
     w->options.policy = (enum scheduling_policy)draw(r, SCHEDULING_N);
     w->options.max_num_seqs = 1 + draw(r, 9);
     w->options.max_num_batched_tokens = 1 + draw(r, draw(r, 2) ? 8 : 80);
@@ -520,7 +616,7 @@ static void cancel_random(struct world *w, struct random *r, int *n_cancelled)
 static void every_seq_finishes_with_its_own_tokens_in_random_worlds(void **state)
 {
     (void)state;
-    long n_preemptions = 0, n_copies = 0, n_hits = 0;
+    long n_preemptions = 0, n_copies = 0, n_hits = 0, n_swaps = 0;
     for (uint64_t seed = 0; seed < 600; seed++) {
         struct random r = {.state = seed << 32};
         struct world *w = random_world(&r);
@@ -539,11 +635,12 @@ static void every_seq_finishes_with_its_own_tokens_in_random_worlds(void **state
         n_preemptions += scheduler_n_preemptions(w->scheduler);
         n_copies += stats.copies;
         n_hits += stats.hit_tokens;
+        n_swaps += stats.n_swapped_in;
         close_world(w);
     }
-    print_message("preemptions %ld, copies %ld, prefix hits %ld tokens\n", n_preemptions, n_copies,
-                  n_hits);
-    assert_true(n_preemptions > 100 && n_copies > 100 && n_hits > 1000);
+    print_message("preemptions %ld, swapped %ld, copies %ld, prefix hits %ld tokens\n",
+                  n_preemptions, n_swaps, n_copies, n_hits);
+    assert_true(n_preemptions > 100 && n_swaps > 100 && n_copies > 100 && n_hits > 1000);
 }
 
 int main(void)
@@ -558,6 +655,10 @@ int main(void)
         cmocka_unit_test(memory_aware_scheduling_never_preempts),
         cmocka_unit_test(a_seq_that_needs_the_whole_pool_runs_even_when_all_of_it_is_cached),
         cmocka_unit_test(seqs_with_equal_prompts_of_whole_blocks_share_and_copy),
+        cmocka_unit_test(a_swapped_seq_goes_on_where_it_stopped),
+        cmocka_unit_test(a_swapped_seq_comes_before_those_that_wait),
+        cmocka_unit_test(a_full_host_pool_means_recomputation),
+        cmocka_unit_test(a_swapped_seq_that_is_taken_out_leaves_host_memory),
         cmocka_unit_test(each_policy_has_its_own_order),
         cmocka_unit_test(a_large_seq_is_not_overtaken_under_fcfs),
         cmocka_unit_test(an_urgent_seq_preempts_those_that_matter_less),

@@ -179,6 +179,20 @@ static void cpu_copy(struct device *device, void *dst, const void *src, size_t b
         memcpy(dst, src, bytes);
 }
 
+static void cpu_copy_blocks(struct device *device, const struct copy_blocks_args *a)
+{
+    const struct cpu_device *d = cpu_device(device);
+#pragma omp parallel for collapse(2) schedule(static)                                              \
+    num_threads(cpu_threads(d, a->n_copies * a->n_planes, (int)a->bytes))
+    for (int c = 0; c < a->n_copies; c++) {
+        for (int p = 0; p < a->n_planes; p++) {
+            size_t dst = (size_t)p * (size_t)a->dst.n_blocks + (size_t)a->copy[c].dst;
+            size_t src = (size_t)p * (size_t)a->src.n_blocks + (size_t)a->copy[c].src;
+            memcpy(a->dst.memory + dst * a->bytes, a->src.memory + src * a->bytes, a->bytes);
+        }
+    }
+}
+
 static void cpu_sync(struct device *device)
 {
     (void)device;
@@ -251,10 +265,11 @@ const struct backend backend_cpu = {
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,
+    .alloc_host = cpu_alloc,
     .free = cpu_free,
     .upload = cpu_copy,
     .download = cpu_copy,
-    .copy = cpu_copy,
+    .copy_blocks = cpu_copy_blocks,
     .sync = cpu_sync,
     .reserve = cpu_reserve,
     .weight_load = cpu_weight_load,

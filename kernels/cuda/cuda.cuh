@@ -193,6 +193,7 @@ extern const struct backend backend_cuda; /* table.cu */
 struct device *cuda_open(const struct device_options *options);
 void cuda_close(struct device *device);
 void *cuda_alloc(struct device *device, size_t bytes);
+void *cuda_alloc_host(struct device *device, size_t bytes);
 void cuda_free(struct device *device, void *memory);
 void cuda_sync(struct device *device);
 int cuda_reserve(struct device *device, const struct step_limits *limits);
@@ -200,7 +201,7 @@ int cuda_reserve(struct device *device, const struct step_limits *limits);
 /* transfer.cu */
 void cuda_upload(struct device *device, void *dst, const void *host, size_t bytes);
 void cuda_download(struct device *device, void *host, const void *src, size_t bytes);
-void cuda_copy(struct device *device, void *dst, const void *src, size_t bytes);
+void cuda_copy_blocks(struct device *device, const struct copy_blocks_args *args);
 
 /* weight.cu */
 int cuda_weight_load(struct device *device, struct weight *w, const struct weight_part *parts,

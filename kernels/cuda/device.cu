@@ -2,6 +2,10 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.cuh"
 
+extern "C" {
+#include "kernels/cpu/machine.h"
+}
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,29 +131,59 @@ void cuda_close(struct device *device)
 
 /* ---- memory ---- */
 
-void *cuda_alloc(struct device *device, size_t bytes)
+/* What a failed allocation of either kind says. */
+static void *refuse(const char *kind, size_t bytes, size_t free_bytes)
 {
-    cuda_device(device);
-    void *memory;
-    cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
-    if (error == cudaSuccess)
-        return memory;
-    if (error != cudaErrorMemoryAllocation)
-        CUDA_CHECK(error);
-    (void)cudaGetLastError(); /* or the next launch would report it again */
-    size_t free_bytes, all_bytes;
     char want[32], have[32];
-    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &all_bytes));
-    err_set(ERR_RESOURCE, "not enough GPU memory: %s (%zu bytes) wanted, %s (%zu bytes) free",
+    err_set(ERR_RESOURCE, "not enough %s: %s (%zu bytes) wanted, %s (%zu bytes) free", kind,
             format_bytes(want, (double)bytes), bytes, format_bytes(have, (double)free_bytes),
             free_bytes);
     return NULL;
 }
 
+/* Whether there was memory; any other failure than its lack ends the program. */
+static bool was_allocated(cudaError_t error)
+{
+    if (error == cudaSuccess)
+        return true;
+    if (error != cudaErrorMemoryAllocation)
+        CUDA_CHECK(error);
+    (void)cudaGetLastError(); /* or the next launch would report it again */
+    return false;
+}
+
+void *cuda_alloc(struct device *device, size_t bytes)
+{
+    cuda_device(device);
+    void *memory;
+    if (was_allocated(cudaMalloc(&memory, bytes > 0 ? bytes : 1)))
+        return memory;
+    size_t free_bytes, all_bytes;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &all_bytes));
+    return refuse("GPU memory", bytes, free_bytes);
+}
+
+/* Pinned pages are taken at once, and beyond its limit a control group kills: so ask first. */
+void *cuda_alloc_host(struct device *device, size_t bytes)
+{
+    cuda_device(device);
+    void *memory;
+    size_t free_bytes = machine_memory_free_bytes();
+    if (bytes <= free_bytes && was_allocated(cudaMallocHost(&memory, bytes > 0 ? bytes : 1)))
+        return memory;
+    return refuse("pinned host memory", bytes, free_bytes);
+}
+
 void cuda_free(struct device *device, void *memory)
 {
     cuda_device(device);
-    CUDA_CHECK(cudaFree(memory));
+    cudaPointerAttributes attributes = {};
+    if (memory)
+        CUDA_CHECK(cudaPointerGetAttributes(&attributes, memory));
+    if (attributes.type == cudaMemoryTypeHost)
+        CUDA_CHECK(cudaFreeHost(memory));
+    else
+        CUDA_CHECK(cudaFree(memory));
 }
 
 void cuda_sync(struct device *device)
