@@ -6,9 +6,9 @@
  * are fixed by absolute key positions alone:
  *
  *   - Keys are taken in tiles of ATTENTION_TILE. A score is one chain of matrix instructions over
- *     head_dim in ascending order, and with a soft-cap cap_score() of that; a tile updates (top,
- * sum, out) of the row by softmax_tile() and one chain of matrix instructions over its keys in
- * ascending order.
+ *     head_dim in ascending order, and with a soft-cap cap_score() of that; a tile updates
+ *     (top, sum, out) of the row by softmax_tile() and one chain of matrix instructions over its
+ *     keys in ascending order.
  *   - ATTENTION_CHUNK keys make a chunk. Each chunk starts from an empty state, and the states of
  *     the chunks are folded in ascending order by fold_weights().
  *
@@ -119,16 +119,13 @@ static __device__ __forceinline__ float cap_score(float score, float slope)
 }
 
 /* N 16x8 tiles of scores. */
-template <bool CAPPED, int N>
-static __device__ __forceinline__ void cap_scores(float s[N][4], const struct attention_params *p)
+template <int N> static __device__ __forceinline__ void cap_scores(float s[N][4], float slope)
 {
-    if (!CAPPED)
-        return;
 #pragma unroll
     for (int n = 0; n < N; n++) {
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            s[n][e] = cap_score(s[n][e], p->slope);
+            s[n][e] = cap_score(s[n][e], slope);
     }
 }
 

@@ -126,7 +126,8 @@ static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32
         multiply<AMPERE>(s[0], q[i], b[0], b[1], T());
         multiply<AMPERE>(s[1], q[i], b[2], b[3], T());
     }
-    cap_scores<CAPPED, 2>(s, p);
+    if (CAPPED)
+        cap_scores<2>(s, p->slope);
 }
 
 template <int N_HALVES>

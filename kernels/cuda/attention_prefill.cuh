@@ -340,9 +340,11 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
         keys = key_group_find(&window, p, job->seq, job->kv_head, tile + 1, job->kv_len);
         if (is_seen) {
             prefill_scores<T, D, M_TILES, AMPERE>(s, q, k);
+            if (CAPPED) {
 #pragma unroll
-            for (int m = 0; m < M_TILES; m++)
-                cap_scores<CAPPED, TILE_STEPS>(s[m], p);
+                for (int m = 0; m < M_TILES; m++)
+                    cap_scores<TILE_STEPS>(s[m], p->slope);
+            }
             prefill_rebase(rows, base, s, p, job, tile);
         }
         copy_wait<AMPERE>(0);
