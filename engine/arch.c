@@ -183,6 +183,9 @@ static int refuse_unsupported(const struct object *config)
     const char *act = json_string_value(json_object_get(config->json, "hidden_act"));
     if (is_given(config, "hidden_act") && (!act || strcmp(act, "silu") != 0))
         return wrong_value(config, "hidden_act", "\"silu\"");
+    if (is_given(config, "final_logit_softcapping"))
+        return wrong_value(config, "final_logit_softcapping",
+                           "null: a cap of the logits is not supported");
     return refuse_partial_rotary(config);
 }
 
@@ -253,6 +256,15 @@ static int read_biases(struct model_arch *arch, const struct object *config,
     arch->o_bias = attention_bias;
     arch->mlp_bias = mlp_bias;
     arch->qk_norm = family->qk_norm;
+    return 0;
+}
+
+static int read_softcap(struct model_arch *arch, const struct object *config)
+{
+    double cap = 0;
+    if (optional_number(&cap, config, "attn_logit_softcapping", 1e-3, 1e6) != 0)
+        return -1;
+    arch->softcap = (float)cap;
     return 0;
 }
 
@@ -466,8 +478,8 @@ static int read_config(struct model_arch *arch, const struct object *config)
     snprintf(arch->name, sizeof(arch->name), "%s", family->name);
     if (refuse_unsupported(config) != 0 || read_sizes(arch, config) != 0 ||
         read_heads(arch, config, family) != 0 || read_biases(arch, config, family) != 0 ||
-        read_window(arch, config, family) != 0 || read_rope(arch, config) != 0 ||
-        read_dtype(arch, config) != 0)
+        read_softcap(arch, config) != 0 || read_window(arch, config, family) != 0 ||
+        read_rope(arch, config) != 0 || read_dtype(arch, config) != 0)
         return -1;
     return read_special_tokens(arch, config);
 }

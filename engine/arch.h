@@ -1,7 +1,8 @@
 /* arch.h - what a decoder-only transformer is made of, read from a Hugging Face config.json.
  *
  * An architecture is a declaration (this struct and the names of its tensors), not a forward pass.
- * configs/models/NAME.json files use the same keys as config.json.
+ * configs/models/NAME.json files use the same keys as config.json. One key holds for every
+ * architecture: attn_logit_softcapping, the cap of attention scores that Gemma 2 introduced.
  */
 #ifndef QUIRE_ARCH_H
 #define QUIRE_ARCH_H
@@ -41,6 +42,7 @@ struct model_arch {
     struct rope_config rope;
     int window;       /* sliding window in tokens; 0: none                         */
     int window_first; /* layers below this one attend to everything                */
+    float softcap;    /* of attention scores: c tanh(s / c); 0: none               */
     bool tied_embeddings;
     bool qkv_bias, o_bias, mlp_bias;
     bool qk_norm;

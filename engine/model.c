@@ -131,6 +131,8 @@ static void add_arch(struct str *text, const struct model_arch *a)
                 (int)r->kind, r->theta, r->factor, r->low_freq_factor, r->high_freq_factor,
                 r->beta_fast, r->beta_slow, r->attention_factor, r->mscale, r->mscale_all_dim,
                 r->original_max_position, r->truncate);
+    if (a->softcap > 0) /* models without one keep the fingerprints that results already have */
+        str_appendf(text, " softcap %.9g", (double)a->softcap);
     str_appendf(text, " bos %d eos", a->bos);
     for (int i = 0; i < a->n_eos; i++)
         str_appendf(text, " %d", a->eos[i]);
@@ -417,6 +419,7 @@ static void attend(const struct model *m, struct activations *a, const struct fo
         .shape = shape,
         .scale = 1 / sqrtf((float)arch->head_dim),
         .window = i < arch->window_first ? 0 : arch->window,
+        .softcap = arch->softcap,
         .batch = args->batch,
     };
     m->device->ops->rope_cache(m->device, &rope_cache);

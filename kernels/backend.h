@@ -166,7 +166,8 @@ struct rope_cache_args {
 
 /* out[t, h] = softmax(scale q k^T + mask) v over keys 0..position[t] of t's sequence; with a
  * window w > 0 only over the last w of them. Query head h reads KV head h / (n_heads/n_kv_heads).
- */
+ * With a soft-cap c > 0 each score s = scale q k becomes c tanh(s / c) before the mask (as in
+ * Gemma 2). */
 struct attention_args {
     enum attention_kind kind;
     void *out;       /* [n_tokens, n_heads head_dim]                                        */
@@ -174,7 +175,8 @@ struct attention_args {
     struct kv_layer kv;
     struct attention_shape shape;
     float scale;
-    int window; /* 0: no sliding window */
+    int window;    /* 0: no sliding window            */
+    float softcap; /* of scores, as scaled; 0: none   */
     const struct batch *batch;
 };
 

@@ -140,6 +140,8 @@ void reference_attend(double *out, const struct reference_attention *a)
     for (int p = a->first; p <= a->last; p++) {
         for (int i = 0; i < a->head_dim; i++)
             score[p] += (double)a->q[i] * a->k[(size_t)p * a->stride + (size_t)i] * a->scale;
+        if (a->softcap > 0)
+            score[p] = a->softcap * tanh(score[p] / a->softcap);
         largest = fmax(largest, score[p]);
     }
     for (int i = 0; i < a->head_dim; i++)

@@ -37,7 +37,7 @@ struct reference_attention {
     const float *q, *k, *v; /* of the head: q [head_dim]; k, v [last + 1] rows of stride */
     size_t stride;
     int head_dim, first, last;
-    double scale;
+    double scale, softcap; /* softcap 0: none */
 };
 void reference_attend(double *out, const struct reference_attention *a);
 

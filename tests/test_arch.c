@@ -128,6 +128,25 @@ static void windows_hold_for_the_layers_that_the_file_says(void **state)
     }
 }
 
+static void a_softcap_is_read_for_every_architecture(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *changes;
+        float softcap;
+    } cases[] = {
+        {"{}", 0},
+        {"{\"attn_logit_softcapping\": null, \"final_logit_softcapping\": null}", 0},
+        {"{\"attn_logit_softcapping\": 50.0}", 50},
+        {"{" QWEN2 ", \"attn_logit_softcapping\": 20}", 20},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct model_arch arch;
+        assert_loads(&arch, cases[i].changes);
+        assert_float_equal(arch.softcap, cases[i].softcap, 0);
+    }
+}
+
 /* Changes to the base config, and what the message says. */
 static const char *const refused[][2] = {
     {"{\"architectures\": \"REMOVE\"}", "architectures is missing"},
@@ -154,6 +173,11 @@ static const char *const refused[][2] = {
     {"{\"head_dim\": 7}", "head_dim 7; expected an even head_dim"},
     {"{\"head_dim\": 512}", "head_dim is 512"},
     {"{\"num_attention_heads\": 60000, \"head_dim\": 64}", "60000 heads of head_dim 64"},
+    {"{\"attn_logit_softcapping\": 0}",
+     "attn_logit_softcapping is 0; expected a number from 0.001 to 1e+06"},
+    {"{\"attn_logit_softcapping\": -50}", "attn_logit_softcapping is -50"},
+    {"{\"attn_logit_softcapping\": \"50\"}", "attn_logit_softcapping is \"50\""},
+    {"{\"final_logit_softcapping\": 30.0}", "final_logit_softcapping is 30.0; expected null"},
     {"{\"hidden_act\": \"gelu\"}", "hidden_act is \"gelu\"; expected \"silu\""},
     {"{\"quantization_config\": {\"quant_method\": \"gptq\"}}", "method gptq"},
     {"{\"quantization_config\": 8}", "quantization_config"},
@@ -406,6 +430,7 @@ int main(void)
         cmocka_unit_test(absent_keys_have_the_library_defaults),
         cmocka_unit_test(each_architecture_has_its_biases_and_norms),
         cmocka_unit_test(windows_hold_for_the_layers_that_the_file_says),
+        cmocka_unit_test(a_softcap_is_read_for_every_architecture),
         cmocka_unit_test(what_cannot_be_run_is_refused_with_its_key),
         cmocka_unit_test(a_config_that_is_no_object_is_refused),
         cmocka_unit_test(generation_config_says_which_tokens_end_a_sequence),

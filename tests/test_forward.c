@@ -347,6 +347,20 @@ static void f32_logits_are_those_of_the_reference(void **state)
     }
 }
 
+static void a_softcap_far_above_the_scores_changes_nothing_and_a_low_one_much(void **state)
+{
+    (void)state;
+    struct golden g;
+    golden_open(&g, "qwen3", "float32");
+    for (int kind = 0; kind < ATTENTION_N; kind++) {
+        g.m->arch.softcap = 1e5f;
+        assert_true(golden_error(&g, (enum attention_kind)kind, DTYPE_F32, 17) < 1e-5);
+        g.m->arch.softcap = 0.1f; /* all keys weigh nearly the same */
+        assert_true(golden_error(&g, (enum attention_kind)kind, DTYPE_F32, 17) > 0.1);
+    }
+    golden_close(&g);
+}
+
 /* Rounding a number to bfloat16 changes it by up to 2^-9 of itself, to float16 by up to 2^-12. */
 static void short_dtypes_stay_near_the_reference(void **state)
 {
@@ -621,6 +635,8 @@ static void chunks_of_a_prompt_give_the_same_bits_as_the_whole(void **state)
             golden_open(&g, golden_names[i], dtype_name((enum dtype)dtype));
             for (int kind = 0; kind < ATTENTION_N; kind++)
                 check_chunks(g.m, (enum attention_kind)kind, (enum dtype)dtype);
+            g.m->arch.softcap = 2;
+            check_chunks(g.m, ATTENTION_FLASH, (enum dtype)dtype);
             golden_close(&g);
         }
     }
@@ -739,6 +755,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32_logits_are_those_of_the_reference),
+        cmocka_unit_test(a_softcap_far_above_the_scores_changes_nothing_and_a_low_one_much),
         cmocka_unit_test(short_dtypes_stay_near_the_reference),
         cmocka_unit_test(every_instruction_set_gives_the_reference),
         cmocka_unit_test(greedy_ids_of_tiny_models_are_those_of_the_reference),

@@ -16,6 +16,7 @@ enum { MAX_SEQS = 4 };
 /* What all sequences of a test look like: their queries, keys and values at every position. */
 struct scene {
     int n_heads, n_kv_heads, head_dim, window;
+    float softcap;
     enum dtype kv_dtype;
     int n_seqs, n_positions[MAX_SEQS];
     float *q[MAX_SEQS];               /* [n_positions][n_heads head_dim]    */
@@ -27,12 +28,19 @@ struct chunk {
     int seq, first, n;
 };
 
+/* With a soft-cap queries are larger, so that scores reach into it: of a standard deviation of 11,
+ * up to 50. */
+static float query_amplitude(const struct scene *s)
+{
+    return s->softcap > 0 ? 16 : 2;
+}
+
 static void scene_init(struct scene *s)
 {
     for (int i = 0; i < s->n_seqs; i++) {
         size_t q = (size_t)(s->n_positions[i] * s->n_heads * s->head_dim);
         size_t kv = (size_t)(s->n_positions[i] * s->n_kv_heads * s->head_dim);
-        s->q[i] = random_floats(q, 2, 10 + (uint64_t)i);
+        s->q[i] = random_floats(q, query_amplitude(s), 10 + (uint64_t)i);
         s->k[i] = random_floats(kv, 2, 20 + (uint64_t)i);
         s->v[i] = random_floats(kv, 1, 30 + (uint64_t)i);
         reference_round_all(DTYPE_BF16, s->q[i], q); /* what products of bf16 round q to */
@@ -198,6 +206,7 @@ static float *attend(struct device *device, const struct scene *s, enum attentio
         .shape = {s->n_heads, s->n_kv_heads, s->head_dim, block_size, s->kv_dtype},
         .scale = (float)scene_scale(s),
         .window = s->window,
+        .softcap = s->softcap,
         .batch = &batch,
     };
     struct step_limits limits = {.max_tokens = b.n_tokens,
@@ -220,11 +229,12 @@ static float *attend(struct device *device, const struct scene *s, enum attentio
 
 /* ---- against the reference ---- */
 
-/* bf16 products round the weights of the values, which are at most 1, to 8 bits. */
+/* bf16 products round the weights of the values, which are at most 1, to 8 bits; scores are rounded
+ * relative to the products that they are the sum of. */
 static double tolerance(const struct device *device, const struct scene *s)
 {
     bool pairs = strcmp(device->info.isa, "avx512bf16") == 0 && s->kv_dtype == DTYPE_BF16;
-    return pairs ? 0x1p-8 : 5e-6;
+    return pairs ? 0x1p-8 : 2.5e-6 * query_amplitude(s);
 }
 
 static void check_chunk(const struct device *device, const struct scene *s, const struct chunk *c,
@@ -244,10 +254,12 @@ static void check_chunk(const struct device *device, const struct scene *s, cons
             .first = s->window ? MAX(0, position + 1 - s->window) : 0,
             .last = position,
             .scale = scene_scale(s),
+            .softcap = s->softcap,
         };
         reference_attend(expected, &a);
-        snprintf(what, sizeof(what), "%s %s %s d%d position %d head %d", device->info.isa, kind,
-                 dtype_name(s->kv_dtype), d, position, head);
+        snprintf(what, sizeof(what), "%s %s %s d%d softcap %g position %d head %d",
+                 device->info.isa, kind, dtype_name(s->kv_dtype), d, (double)s->softcap, position,
+                 head);
         for (int j = 0; j < d; j++)
             assert_near(out[i * d + j], expected[j], tolerance(device, s), what, (size_t)j);
     }
@@ -278,11 +290,14 @@ static void check_scene(struct device *device, const struct scene *s, int block_
 static void attention_is_the_formula_for_every_shape_and_type(void **state)
 {
     static const struct {
-        int n_heads, n_kv_heads, head_dim, block_size, window;
+        int n_heads, n_kv_heads, head_dim, block_size, window, softcap;
     } cases[] = {
-        {1, 1, 8, 1, 0},    {4, 2, 16, 3, 0},    {6, 2, 24, 16, 7},   {2, 2, 64, 64, 0},
-        {5, 1, 80, 17, 0},  {8, 4, 96, 16, 33},  {16, 2, 128, 64, 0}, {3, 3, 128, 300, 100},
-        {2, 1, 256, 31, 0}, {40, 1, 10, 16, 64},
+        {1, 1, 8, 1, 0, 0},       {4, 2, 16, 3, 0, 0},      {6, 2, 24, 16, 7, 0},
+        {2, 2, 64, 64, 0, 0},     {5, 1, 80, 17, 0, 0},     {8, 4, 96, 16, 33, 0},
+        {16, 2, 128, 64, 0, 0},   {3, 3, 128, 300, 100, 0}, {2, 1, 256, 31, 0, 0},
+        {40, 1, 10, 16, 64, 0},   {1, 1, 6, 1, 0, 20},      {4, 2, 64, 16, 0, 50},
+        {5, 1, 80, 17, 33, 20},   {8, 4, 128, 64, 0, 20},   {6, 2, 34, 300, 50, 50},
+        {8, 4, 256, 31, 100, 50},
     };
     (void)state;
     for (int isa = 0; isa < N_CPU_ISAS; isa++) {
@@ -294,6 +309,7 @@ static void attention_is_the_formula_for_every_shape_and_type(void **state)
                     .n_kv_heads = cases[i].n_kv_heads,
                     .head_dim = cases[i].head_dim,
                     .window = cases[i].window,
+                    .softcap = (float)cases[i].softcap,
                     .kv_dtype = dtype,
                     .n_seqs = MAX_SEQS,
                     .n_positions = {71, 131, 90, 1},
@@ -302,6 +318,33 @@ static void attention_is_the_formula_for_every_shape_and_type(void **state)
                 check_scene(device, &s, cases[i].block_size);
                 scene_free(&s);
             }
+        }
+        if (device)
+            backend_cpu.close(device);
+    }
+}
+
+/* The query at position i has the score x[i] = +-2^(i - 30) with the key of position 0 and 0 with
+ * the others. A cap of 8 leaves the small ones alone and holds the large ones at 8. */
+static void a_softcap_is_tanh_from_the_smallest_score_to_the_largest(void **state)
+{
+    (void)state;
+    for (int isa = 0; isa < N_CPU_ISAS; isa++) {
+        struct device *device = open_cpu(CPU_ISAS[isa], 1);
+        for (int negative = 0; device && negative < 2; negative++) {
+            struct scene s = {.n_heads = 1,
+                              .n_kv_heads = 1,
+                              .head_dim = 2,
+                              .softcap = 8,
+                              .n_seqs = MAX_SEQS,
+                              .n_positions = {61, 2, 4, 1}};
+            scene_init(&s);
+            memset(s.k[0], 0, 61 * 2 * sizeof(float));
+            s.k[0][0] = negative ? -1 : 1;
+            for (int i = 0; i < 61; i++)
+                s.q[0][2 * i] = ldexpf(1, i - 30) / (float)scene_scale(&s);
+            check_scene(device, &s, 16);
+            scene_free(&s);
         }
         if (device)
             backend_cpu.close(device);
@@ -366,7 +409,11 @@ static void check_cuttings(struct device *device, const struct scene *s, enum at
 
 static void a_query_has_the_same_bits_in_any_chunk_and_block_size(void **state)
 {
-    static const int shapes[][4] = {{4, 2, 128, 0}, {3, 1, 24, 50}, {16, 1, 64, 0}};
+    static const int shapes[][5] = {{4, 2, 128, 0, 0},
+                                    {3, 1, 24, 50, 0},
+                                    {16, 1, 64, 0, 0},
+                                    {2, 1, 128, 0, 20},
+                                    {9, 1, 26, 50, 50}};
     (void)state;
     for (int isa = 0; isa < N_CPU_ISAS; isa++) {
         struct device *device = open_cpu(CPU_ISAS[isa], 2);
@@ -377,6 +424,7 @@ static void a_query_has_the_same_bits_in_any_chunk_and_block_size(void **state)
                 .n_kv_heads = shape[1],
                 .head_dim = shape[2],
                 .window = shape[3],
+                .softcap = (float)shape[4],
                 .kv_dtype = (enum dtype)(i % DTYPE_N),
                 .n_seqs = 2,
                 .n_positions = {150, 39},
@@ -440,6 +488,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_is_the_formula_for_every_shape_and_type),
+        cmocka_unit_test(a_softcap_is_tanh_from_the_smallest_score_to_the_largest),
         cmocka_unit_test(a_query_has_the_same_bits_in_any_chunk_and_block_size),
         cmocka_unit_test(a_padding_sequence_gets_zeros),
     };

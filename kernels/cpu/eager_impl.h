@@ -34,6 +34,15 @@ static float dot(const float *q, enum dtype dtype, const void *k, size_t at, int
     return vec_sum(sum);
 }
 
+/* scores[i] <- cap tanh(scores[i] / cap) */
+static void cap_scores(float *scores, int n, float cap)
+{
+    for (int i = 0; i < n; i += VEC_N) {
+        vec s = vec_tanh(load_part(DTYPE_F32, scores, 0, i, n) / vec_set1(cap));
+        vec_store_n(scores + i, s * vec_set1(cap), MIN(VEC_N, n - i));
+    }
+}
+
 /* scores[i] <- exp(scores[i] - the largest); returns their sum. */
 static float softmax_numerators(float *scores, int n)
 {
@@ -66,6 +75,8 @@ static void attend_eager(const struct attention_args *a, int seq, int token, int
         size_t at = cache_index(a, seq, kv_head, p);
         scores[p - first] = a->scale * dot(q, s->kv_dtype, a->kv.k, at, head_dim);
     }
+    if (a->softcap > 0)
+        cap_scores(scores, last + 1 - first, a->softcap);
     vec norm = vec_set1(1.0f / softmax_numerators(scores, last + 1 - first));
     vec sum[MAX_HEAD_VECS] = {0};
     for (int p = first; p <= last; p++) {

@@ -11,6 +11,7 @@
  *
  * Per tile: S = Q K^T, m' = max(m, max S), P = exp(S - m'), l = l e^(m - m') + sum P,
  * O = O e^(m - m') + P V; at the end O / l. Both products sum over their inner index in order.
+ * With a soft-cap S = tanh(slope Q K^T) first.
  */
 #include "kernels/cpu/keys_impl.h"
 
@@ -100,6 +101,13 @@ VEC_INLINE vec round_weights(enum dtype dtype, vec weight)
     return weight;
 }
 
+/* The soft-cap of n_rows rows, up to its factor, which weigh_row() multiplies with. */
+static void cap_rows(const struct flash *f, int n_rows)
+{
+    for (int i = 0; i < n_rows * FLASH_KEYS; i += VEC_N)
+        vec_store(f->s + i, vec_tanh(vec_load(f->s + i) * vec_set1(f->slope)));
+}
+
 /* Scores that the row does not see become -infinity. */
 static void mask_row(const struct flash *f, float *s, int row, int first_key)
 {
@@ -117,13 +125,13 @@ VEC_INLINE float largest_score(const struct flash *f, const float *s)
     vec top = vec_load(s);
     for (int i = VEC_N; i < FLASH_KEYS; i += VEC_N)
         top = vec_max(vec_load(s + i), top);
-    return vec_largest(top) * f->args->scale;
+    return vec_largest(top) * f->scale;
 }
 
 /* Scores become weights; returns their sum. */
 VEC_INLINE float weigh_row(const struct flash *f, float *s, float largest)
 {
-    vec total = vec_set1(0), shift = vec_set1(-largest), scale = vec_set1(f->args->scale);
+    vec total = vec_set1(0), shift = vec_set1(-largest), scale = vec_set1(f->scale);
     VEC_UNROLL
     for (int i = 0; i < FLASH_KEYS; i += VEC_N) {
         vec weight = vec_exp(vec_fma(vec_load(s + i), scale, shift));
@@ -147,6 +155,8 @@ static void update_rows(struct flash *f, int row, int n_rows, int first_key, boo
 {
     float shift[2 * VEC_N] = {0}, factor[2 * VEC_N] = {0};
     _Static_assert(GEMM_MAX_ROWS <= 2 * VEC_N, "rows of a tile");
+    if (f->slope > 0)
+        cap_rows(f, n_rows);
     for (int r = 0; r < n_rows; r++) {
         float *s = f->s + r * FLASH_KEYS;
         if (!whole)
@@ -274,6 +284,8 @@ static void attend_flash(const struct attention_args *args, const struct flash_p
     f.group = f.dtype == DTYPE_BF16 ? PAIRS : 1;
     f.n_groups = args->shape.head_dim / f.group;
     f.width = CEIL_DIV(args->shape.head_dim, PANEL) * PANEL;
+    f.scale = args->softcap > 0 ? args->softcap : args->scale;
+    f.slope = args->softcap > 0 ? args->scale / args->softcap : 0;
     f.q = scratch;
     f.k = f.q + FLASH_ROWS * f.width;
     f.v = f.k + FLASH_KEYS * f.width;

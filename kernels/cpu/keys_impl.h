@@ -21,6 +21,8 @@ struct flash {
     int group;        /* keys or elements side by side in packed arrays                */
     int n_groups;     /* of head_dim                                                   */
     int width;        /* head_dim rounded up to whole panels                           */
+    float scale;      /* of scores in the softmax; with a soft-cap, which is that, of  */
+    float slope;      /* tanh(slope score); 0: no soft-cap                             */
     float *q;         /* tiles of rows, each packed: [n_groups][rows][group]           */
     float *k;         /* panels of keys: [n_groups][PANEL][group]                      */
     float *v;         /* panels of head_dim: [FLASH_KEYS / group][PANEL][group]        */

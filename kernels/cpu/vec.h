@@ -337,13 +337,12 @@ VEC_INLINE void vec_store_as_n(enum dtype dtype, void *array, size_t i, vec v, i
         store_element(dtype, array, i + (size_t)j, v[j]);
 }
 
-/* e^x with a relative error below 2^-22.5; 0 below -87.3, e^88.37 above 88.37, 1 at 0 exactly.
+/* e^x = 2^n (1 + p) for -127 ln 2 <= x < 128 ln 2: returns p and 2^n, which is 0 for n = -127.
  * x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r) with q interpolated at the Chebyshev
  * nodes (relative error of the formula 1e-9); n ln 2 is taken off in two parts that are exact. */
-VEC_INLINE vec vec_exp(vec x)
+VEC_INLINE vec vec_exp_parts(vec x, vec *power)
 {
     const float round_magic = 0x1.8p23f; /* adding it leaves round(x) in the low bits */
-    x = vec_max(vec_set1(-87.33f - 0.6f), vec_min(vec_set1(88.37f), x));
     vec shifted = vec_fma(x, vec_set1(0x1.715476p+0f), vec_set1(round_magic));
     vec n = shifted - vec_set1(round_magic);
     vec r = vec_fma(n, vec_set1(-0x1.62e4p-1f), x);
@@ -353,10 +352,28 @@ VEC_INLINE vec vec_exp(vec x)
     q = vec_fma(q, r, vec_set1(0x1.55551ap-5f));
     q = vec_fma(q, r, vec_set1(0x1.5554dcp-3f));
     q = vec_fma(q, r, vec_set1(0.5f));
-    vec e = vec_fma(r * r, q, r) + vec_set1(1.0f);
-    /* n = -127 makes the biased exponent, and with it the result, zero. */
-    veci exponent = ((veci)shifted << 23) + (127 << 23);
-    return e * (vec)exponent;
+    *power = (vec)(((veci)shifted << 23) + (127 << 23));
+    return vec_fma(r * r, q, r);
+}
+
+/* e^x with a relative error below 2^-22.5; 0 below -87.3, e^88.37 above 88.37, 1 at 0 exactly. */
+VEC_INLINE vec vec_exp(vec x)
+{
+    vec power;
+    x = vec_max(vec_set1(-87.33f - 0.6f), vec_min(vec_set1(88.37f), x));
+    vec e = vec_exp_parts(x, &power) + vec_set1(1.0f);
+    return e * power;
+}
+
+/* tanh x = (e^2|x| - 1) / (e^2|x| + 1) with the sign of x, and a relative error below 2^-22.3: the
+ * numerator 2^n p + (2^n - 1) keeps the digits of a small x. From 2 |x| = 20 on it is 1. */
+VEC_INLINE vec vec_tanh(vec x)
+{
+    vecu sign = (vecu)x & 0x80000000u;
+    vec magnitude = (vec)((vecu)x ^ sign), power;
+    vec p = vec_exp_parts(vec_min(vec_set1(20.0f), magnitude + magnitude), &power);
+    vec e = vec_fma(power, p, power - vec_set1(1.0f));
+    return (vec)((vecu)(e / (e + vec_set1(2.0f))) | sign);
 }
 
 #endif

@@ -105,10 +105,10 @@ static __device__ __forceinline__ void decode_load_q(uint32_t q[D / 16][4],
     }
 }
 
-/* Scores of the warp's 16 keys. k: of the warp's first key. */
-template <typename T, int D, bool AMPERE>
+/* Scores of the warp's 16 keys, capped. k: of the warp's first key. */
+template <typename T, int D, bool AMPERE, bool CAPPED>
 static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32_t q[D / 16][4],
-                                                     uint32_t k)
+                                                     uint32_t k, const struct attention_params *p)
 {
     constexpr int row_bytes = (D + ROW_PADDING) * 2;
     int lane = threadIdx.x % 32;
@@ -126,6 +126,8 @@ static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32
         multiply<AMPERE>(s[0], q[i], b[0], b[1], T());
         multiply<AMPERE>(s[1], q[i], b[2], b[3], T());
     }
+    if (CAPPED)
+        cap_scores<2>(s, p->slope);
 }
 
 template <int N_HALVES>
@@ -190,7 +192,7 @@ static __device__ __forceinline__ void decode_values(float out[DECODE_COLUMN_TIL
 /* One step: scores of the next tile, whose keys are in the stage at k (none after the last: then of
  * whatever is there), while `score` of this tile and its values, in the same stage, go into the
  * rows. Before the first tile there are only scores. */
-template <typename T, int D, int N_HALVES, bool AMPERE>
+template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
 static __device__ __forceinline__ void
 decode_step(struct decode_rows<D> &rows, const uint32_t q[D / 16][4],
             const float score[][SCORE_STRIDE], float next_score[][SCORE_STRIDE],
@@ -202,14 +204,15 @@ decode_step(struct decode_rows<D> &rows, const uint32_t q[D / 16][4],
     int first_key = place->tile * ATTENTION_TILE;
     float s[TILE_STEPS][4], next[2][4], decay[2], base[2];
     if (!has_tile) {
-        decode_scores<T, D, AMPERE>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes);
+        decode_scores<T, D, AMPERE, CAPPED>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes,
+                                            p);
         decode_share_scores<N_HALVES>(next_score, next);
         return;
     }
     decode_gather_scores<N_HALVES>(s, score);
     if (first_key + ATTENTION_TILE - 1 > last || first_key <= last - p->window)
         mask_tile(s, first_key + lane % 4 * 2, last, last, p->window);
-    decode_scores<T, D, AMPERE>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes);
+    decode_scores<T, D, AMPERE, CAPPED>(next, q, k + threadIdx.x / 32 * GROUP_KEYS * row_bytes, p);
     softmax_top<N_HALVES>(s, &rows.state, decay, base, p->scale_log2);
 #pragma unroll
     for (int n = 0; n < TILE_STEPS; n++)
@@ -226,7 +229,7 @@ decode_step(struct decode_rows<D> &rows, const uint32_t q[D / 16][4],
 
 /* Long because it is the life of a share: pairs, chunks and tiles in one loop, which is what keeps
  * the ring full across their borders. */
-template <typename T, int D, int N_HALVES, bool AMPERE>
+template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, DECODE_BLOCKS_PER_SM(D))
     decode_kernel(const __grid_constant__ struct attention_params p, int n_stages, int max_parked)
 {
@@ -268,8 +271,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, DECODE_BLOCKS_PER_SM
         copy_wait<AMPERE>(n_stages - 2);
         __syncthreads(); /* this stage is there, as are the scores; the last stage is free */
         uint32_t k = ring.tiles + stage * stage_bytes;
-        decode_step<T, D, N_HALVES, AMPERE>(chunk, q, shared->score[(i + 1) % 2],
-                                            shared->score[i % 2], &p, &place, k, i > 0);
+        decode_step<T, D, N_HALVES, AMPERE, CAPPED>(chunk, q, shared->score[(i + 1) % 2],
+                                                    shared->score[i % 2], &p, &place, k, i > 0);
         stage = stage + 1 == n_stages ? 0 : stage + 1;
         if (i + 1 < n_tiles && ++ahead.tile == ahead.end_tile) {
             decode_next_pair(&p, &ahead);
@@ -346,14 +349,14 @@ static struct decode_plan decode_plan(const struct cuda_device *d, int head_dim,
     return plan;
 }
 
-template <typename T, int D, int N_HALVES, bool AMPERE>
+template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
 static void decode_launch_halves(const struct cuda_device *d, const struct attention_params *p)
 {
     int n_pairs = p->n_seqs * p->n_kv_heads * CEIL_DIV(p->heads_per_kv, DECODE_ROWS);
     struct decode_plan plan =
         decode_plan(d, D, p->heads_per_kv, n_pairs, p->max_blocks * p->block_size, AMPERE);
     assert(plan.scratch_floats <= p->scratch_floats);
-    auto kernel = decode_kernel<T, D, N_HALVES, AMPERE>;
+    auto kernel = decode_kernel<T, D, N_HALVES, AMPERE, CAPPED>;
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     (int)plan.shared));
     kernel<<<plan.n_blocks, ATTENTION_THREADS, plan.shared, d->stream>>>(*p, plan.n_stages,
@@ -362,13 +365,13 @@ static void decode_launch_halves(const struct cuda_device *d, const struct atten
 }
 
 /* Up to eight query heads leave the upper half of the matrix tile's rows unused. */
-template <typename T, int D, bool AMPERE>
+template <typename T, int D, bool AMPERE, bool CAPPED>
 static void decode_launch(const struct cuda_device *d, const struct attention_params *p)
 {
     if (p->heads_per_kv > 8)
-        decode_launch_halves<T, D, 2, AMPERE>(d, p);
+        decode_launch_halves<T, D, 2, AMPERE, CAPPED>(d, p);
     else
-        decode_launch_halves<T, D, 1, AMPERE>(d, p);
+        decode_launch_halves<T, D, 1, AMPERE, CAPPED>(d, p);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* attention_eager.cu - attention of one query row as the formula reads: all scores, softmax, mean.
  *
- *   score[i] = scale q k[i];   out = sum_i exp(score[i]) v[i] / sum_i exp(score[i])
+ *   score[i] = scale q k[i], soft-capped;   out = sum_i exp(score[i]) v[i] / sum_i exp(score[i])
  *
  * The readable baseline. A block of threads takes one row (token, head) after the other; its scores
  * lie in scratch memory, [n_blocks, max_kv_len] f32. Every sum has an order that depends on the
@@ -64,7 +64,8 @@ static __device__ __forceinline__ float block_combine(float x, bool is_sum, floa
     return x;
 }
 
-/* score[i] = scale q k[i] as powers of two: one key per warp, its columns over the lanes. */
+/* score[i] = scale q k[i], soft-capped, as powers of two: one key per warp, its columns over the
+ * lanes. */
 static __device__ __forceinline__ void
 scores(float *score, const float *q, const struct attention_params *p, const struct eager_row *row)
 {
@@ -76,6 +77,8 @@ scores(float *score, const float *q, const struct attention_params *p, const str
             sum = fmaf(q[c], element_get(p->k, p->kv_dtype, at + c), sum);
         for (int step = 16; step > 0; step /= 2)
             sum += __shfl_xor_sync(~0u, sum, step);
+        if (p->slope > 0)
+            sum = cap_score(sum, p->slope);
         if (lane == 0)
             score[i] = sum * p->scale_log2;
     }

@@ -73,7 +73,7 @@ template <int COLUMNS> struct generic_row {
 };
 
 /* One tile of keys into the row. q: the row's; position: of its token; part: of THREADS_PER_ROW. */
-template <int KEYS, int COLUMNS>
+template <int KEYS, int COLUMNS, bool CAPPED>
 static __device__ __forceinline__ void
 take_tile(struct generic_row<COLUMNS> &r, const float *q, const float *k, const float *v,
           int first_key, int position, int part, const struct attention_params *p)
@@ -88,6 +88,8 @@ take_tile(struct generic_row<COLUMNS> &r, const float *q, const float *k, const 
 #pragma unroll
     for (int j = 0; j < KEYS / THREADS_PER_ROW; j++) {
         int key = first_key + part + j * THREADS_PER_ROW;
+        if (CAPPED)
+            s[j] = cap_score(s[j], p->slope);
         bool seen = key <= position && key > position - p->window;
         s[j] = seen ? s[j] * p->scale_log2 : -CUDART_INF_F;
         tile_top = fmaxf(tile_top, s[j]);
@@ -141,7 +143,7 @@ static __device__ __forceinline__ bool find_generic_job(const struct attention_p
 }
 
 /* Dynamic shared memory: q [GENERIC_ROWS], k [KEYS], v [KEYS], rows of GENERIC_STRIDE floats. */
-template <int KEYS, int COLUMNS>
+template <int KEYS, int COLUMNS, bool CAPPED>
 static __global__ void __launch_bounds__(ATTENTION_THREADS)
     generic_kernel(const __grid_constant__ struct attention_params p)
 {
@@ -167,7 +169,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS)
         __syncthreads();
         load_keys(k, v, KEYS, key, &p, &job);
         __syncthreads();
-        take_tile<KEYS>(r, q + row * stride, k, v, key, position, part, &p);
+        take_tile<KEYS, COLUMNS, CAPPED>(r, q + row * stride, k, v, key, position, part, &p);
     }
     if (job.first_row + row > last_row)
         return;
@@ -185,7 +187,8 @@ template <int KEYS, int COLUMNS>
 static void generic_launch(const struct cuda_device *d, const struct attention_params *p)
 {
     size_t shared = (GENERIC_ROWS + 2 * KEYS) * GENERIC_STRIDE(p->head_dim) * sizeof(float);
-    auto kernel = generic_kernel<KEYS, COLUMNS>;
+    auto kernel =
+        p->slope > 0 ? generic_kernel<KEYS, COLUMNS, true> : generic_kernel<KEYS, COLUMNS, false>;
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     kernel<<<max_jobs(p, GENERIC_ROWS), ATTENTION_THREADS, shared, d->stream>>>(*p);

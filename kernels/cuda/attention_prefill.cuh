@@ -310,7 +310,7 @@ static __device__ __forceinline__ void prefill_store(const struct prefill_rows<D
 /* One job: all keys past its rows. The first thread asks for the next job under the last tile,
  * early enough to have the answer at the end, too late to keep a job from an idle block. Shared
  * memory: q [64 M_TILES], k [64], v [64], rows of D and padding. */
-template <typename T, int D, int M_TILES, bool AMPERE>
+template <typename T, int D, int M_TILES, bool AMPERE, bool CAPPED>
 static __device__ __forceinline__ void prefill_run(const struct attention_params *p,
                                                    const struct prefill_job *job, T *shared,
                                                    float4 *scratch, int *next_number)
@@ -340,6 +340,11 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
         keys = key_group_find(&window, p, job->seq, job->kv_head, tile + 1, job->kv_len);
         if (is_seen) {
             prefill_scores<T, D, M_TILES, AMPERE>(s, q, k);
+            if (CAPPED) {
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++)
+                    cap_scores<TILE_STEPS>(s[m], p->slope);
+            }
             prefill_rebase(rows, base, s, p, job, tile);
         }
         copy_wait<AMPERE>(0);
@@ -368,7 +373,7 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
 #define PREFILL_PARKED_FLOATS(head_dim, m_tiles)                                                   \
     ((size_t)(m_tiles) * ((head_dim) / 8 + 1) * ATTENTION_THREADS * 4)
 
-template <typename T, int D, int M_TILES, bool AMPERE>
+template <typename T, int D, int M_TILES, bool AMPERE, bool CAPPED>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, PREFILL_BLOCKS_PER_SM)
     prefill_kernel(const __grid_constant__ struct attention_params p)
 {
@@ -381,7 +386,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, PREFILL_BLOCKS_PER_S
     struct prefill_job job;
     int number = blockIdx.x, next_number = 0;
     while (prefill_find(&p, number, 64 * M_TILES, board, &job)) {
-        prefill_run<T, D, M_TILES, AMPERE>(&p, &job, rows, scratch, &next_number);
+        prefill_run<T, D, M_TILES, AMPERE, CAPPED>(&p, &job, rows, scratch, &next_number);
         __syncthreads();
         if (threadIdx.x == 0)
             board[0] = next_number;
@@ -400,13 +405,13 @@ static constexpr int prefill_m_tiles(int head_dim, bool ampere)
     return head_dim > 128 || !ampere ? 1 : 2;
 }
 
-template <typename T, int D, int M_TILES, bool AMPERE>
+template <typename T, int D, int M_TILES, bool AMPERE, bool CAPPED>
 static void prefill_launch_tiles(const struct cuda_device *d, const struct attention_params *p)
 {
     size_t shared = (size_t)(64 * M_TILES + 2 * ATTENTION_TILE) * (D + ROW_PADDING) * sizeof(T);
     int grid = MIN(max_jobs(p, 64 * M_TILES), PREFILL_BLOCKS_PER_SM * d->n_sms);
     assert(grid * PREFILL_PARKED_FLOATS(D, M_TILES) <= p->scratch_floats);
-    auto kernel = prefill_kernel<T, D, M_TILES, AMPERE>;
+    auto kernel = prefill_kernel<T, D, M_TILES, AMPERE, CAPPED>;
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     kernel<<<grid, ATTENTION_THREADS, shared, d->stream>>>(*p);
@@ -414,14 +419,14 @@ static void prefill_launch_tiles(const struct cuda_device *d, const struct atten
 }
 
 /* A batch too small for the multiprocessors is cut into smaller jobs: the bits are the same. */
-template <typename T, int D, bool AMPERE>
+template <typename T, int D, bool AMPERE, bool CAPPED>
 static void prefill_launch(const struct cuda_device *d, const struct attention_params *p)
 {
     constexpr int m_tiles = prefill_m_tiles(D, AMPERE);
     if (m_tiles > 1 && max_jobs(p, 64 * m_tiles) <= d->n_sms)
-        prefill_launch_tiles<T, D, 1, AMPERE>(d, p);
+        prefill_launch_tiles<T, D, 1, AMPERE, CAPPED>(d, p);
     else
-        prefill_launch_tiles<T, D, m_tiles, AMPERE>(d, p);
+        prefill_launch_tiles<T, D, m_tiles, AMPERE, CAPPED>(d, p);
 }
 
 #endif

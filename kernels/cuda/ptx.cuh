@@ -36,6 +36,14 @@ static __device__ __forceinline__ float exp2_approx(float x)
     return y;
 }
 
+/* 1/x, within 1 ulp. */
+static __device__ __forceinline__ float reciprocal_approx(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* ---- copies to shared memory ---------------------------------------------------------------- */
 
 static __device__ __forceinline__ void store_shared_16(uint32_t to, uint4 value)

@@ -1,7 +1,7 @@
 /* attention_bench.cu - speed of attention on CUDA beside the limits of the card, measured in the
  * same run.
  *
- *   attention_bench [decode | prefill | kinds]
+ *   attention_bench [decode | prefill | softcap | kinds]
  *
  * Limits: reading 2 GB once, and an 8192^3 bf16 matrix product by cuBLASLt. Each shape is launched
  * from a CUDA graph over rotating caches, so that keys come from memory and not from the L2 cache;
@@ -47,6 +47,7 @@ struct bench {
     struct limits limits;
     void *k, *v; /* POOL_ELEMENTS of 16 bits each */
     enum dtype pool_dtype;
+    float softcap; /* of the shapes that follow; 0: none */
 };
 
 /* ---- numbers that host and device agree on -------------------------------------------------- */
@@ -298,6 +299,7 @@ static void set_args(struct load *l, const struct bench *bench)
         a->kv = {bench->k, bench->v};
         a->shape = {s->n_heads, s->n_kv_heads, s->head_dim, s->block_size, s->dtype};
         a->scale = 1 / sqrtf((float)s->head_dim);
+        a->softcap = bench->softcap;
         a->batch = b;
     }
 }
@@ -339,8 +341,15 @@ static double sampled_error(const struct load *l)
         reference_round_all(s->dtype, q, head_dim);
         reference_round_all(s->dtype, k, n * head_dim);
         reference_round_all(s->dtype, v, n * head_dim);
-        struct reference_attention a = {q,           k, v,     head_dim,
-                                        s->head_dim, 0, n - 1, 1 / sqrt((double)head_dim)};
+        struct reference_attention a = {q,
+                                        k,
+                                        v,
+                                        head_dim,
+                                        s->head_dim,
+                                        0,
+                                        n - 1,
+                                        1 / sqrt((double)head_dim),
+                                        l->args[0].softcap};
         reference_attend(expected, &a);
         char row[256 * 4];
         CUDA_CHECK(
@@ -484,6 +493,21 @@ static void bench_prefill(struct bench *bench)
         run_shape(bench, &others[i]);
 }
 
+static void bench_softcap(struct bench *bench)
+{
+    static const struct shape shapes[] = {
+        {"4x4096 capped", 4, 4096, 4096, 32, 8, 128, 64, ATTENTION_FLASH, DTYPE_BF16},
+        {"4x4096 capped", 4, 4096, 4096, 8, 4, 256, 64, ATTENTION_FLASH, DTYPE_BF16},
+        {"B64 2k capped", 64, 1, 2048, 32, 8, 128, 64, ATTENTION_FLASH, DTYPE_BF16},
+        {"B128 2k capped", 128, 1, 2048, 8, 4, 256, 64, ATTENTION_FLASH, DTYPE_BF16},
+        {"4x1024 capped", 4, 1024, 1024, 32, 8, 128, 64, ATTENTION_MEMORY_EFFICIENT, DTYPE_F16},
+    };
+    bench->softcap = 50;
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+        run_shape(bench, &shapes[i]);
+    bench->softcap = 0;
+}
+
 static void bench_kinds(struct bench *bench)
 {
     static const struct shape shapes[] = {
@@ -518,6 +542,8 @@ int main(int argc, char **argv)
         bench_decode(&bench);
     if (only == NULL || strcmp(only, "prefill") == 0)
         bench_prefill(&bench);
+    if (only == NULL || strcmp(only, "softcap") == 0)
+        bench_softcap(&bench);
     if (only == NULL || strcmp(only, "kinds") == 0)
         bench_kinds(&bench);
     gpu_free(bench.k);
