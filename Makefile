@@ -73,7 +73,7 @@ TEST_OBJ   := $(LIBTESTING) $(LIBRUNNER) $(LIBQUIRE)
 JOBS    = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = +@$(MAKE) --no-print-directory $(JOBS)
 
-.PHONY: all run test unit bench asan ubsan tsan fuzz lint format install clean help
+.PHONY: all run test test-slurm unit bench asan ubsan tsan fuzz lint format install clean help
 .PHONY: binaries test-binaries bench-binaries fuzz-binaries run-fuzzers objects
 .DEFAULT_GOAL := all
 
@@ -90,6 +90,12 @@ test: ## set up, build, run every test
 	@CC="$(CC)" tests/setup.sh test
 	$(SUBMAKE) binaries test-binaries
 	@BUILD=$(BUILD) tests/run.sh $(TESTS) $(E2E)
+
+test-slurm: ## run tests/slurm against a real Slurm on this machine (root; skipped where it cannot be)
+	@CC="$(CC)" tests/setup.sh test
+	@tests/setup.sh slurm || true
+	$(SUBMAKE) binaries
+	@BUILD=$(BUILD) tests/slurm/test.sh
 
 unit: ## build and run the unit tests only
 	@CC="$(CC)" tests/setup.sh test
@@ -150,7 +156,7 @@ clean: ## remove what was built; results/ stays
 	rm -rf $(BUILD) quire
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 # ---- build --------------------------------------------------------------------------------------
 

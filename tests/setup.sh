@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [--check] build|test|lint - are the compiler, headers and tools there? If not, install them.
+# setup.sh [--check] build|test|lint|slurm - are the compiler, headers and tools there? If not, install them.
 #
 # Installs with apt-get as root or through sudo that asks for no password; anywhere else (and with
 # --check) prints the package lines and exits with 2. Nothing is installed when nothing is missing:
@@ -26,6 +26,14 @@ lint  command clang        -          clang           clang
 lint  command clang-format -          clang-format    clang-tools-extra
 lint  command git          -          git             git
 lint  command shellcheck   -          shellcheck      ShellCheck
+slurm command slurmctld    -          slurmctld       slurm-slurmctld
+slurm command slurmd       -          slurmd          slurm-slurmd
+slurm command sbatch       -          slurm-client    slurm
+slurm command munged       -          munge           munge
+slurm command mpirun       -          openmpi-bin     openmpi
+slurm command mpicc        -          libopenmpi-dev  openmpi-devel
+slurm command ip           -          iproute2        iproute
+slurm command nsenter      -          util-linux      util-linux
 '
 
 # Do these headers compile, and these libraries link? compiles "flags" HEADER...
@@ -151,9 +159,9 @@ if [ "${1:-}" = --check ]; then
 fi
 need=${1:-}
 case $need in
-build | test | lint) ;;
+build | test | lint | slurm) ;;
 *)
-    echo "usage: tests/setup.sh [--check] build|test|lint" >&2
+    echo "usage: tests/setup.sh [--check] build|test|lint|slurm" >&2
     exit 2
     ;;
 esac

@@ -1,0 +1,182 @@
+# shellcheck shell=bash source-path=SCRIPTDIR
+# lib.sh - what the stories share; sourced by each of them. A story runs in a cluster of its own
+# (lab.sh), in which $work is the shared file system, and prints checks as tests/e2e/lib.sh says.
+#
+# Every story runs the experiment of write_experiment, disturbs it, and ends with as_undisturbed.
+if [ -z "${SLURM_LAB:-}" ]; then
+    exec "$(dirname "${BASH_SOURCE[0]}")/lab.sh" "$0" "$@"
+fi
+. "$(dirname "${BASH_SOURCE[0]}")/../e2e/lib.sh"
+
+node=$PWD/tests/slurm/node.sh
+config=$work/lab.yaml
+# shellcheck disable=SC2034 # used by the stories
+db=$work/lab.db
+readonly N_SAMPLES=864 RANKS=4 MAX_SEQS=4
+
+# The nodes share this machine's processors, where a rank that waits would only be in the way.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1
+
+# What the cluster said is kept where a story fails.
+finish_story()
+{
+    local status=$? kept
+    kept=${BUILD:-build}/log/$(basename "$0" .sh).lab
+    rm -rf "$kept"
+    if [ "$failures" -gt 0 ] || [ "$status" -ne 0 ]; then
+        mkdir -p "$kept"
+        cp "$SLURM_LAB"/log/* "$kept"
+        find "$work" -maxdepth 2 -type f -size -1024k -exec cp -t "$kept" {} +
+        echo "the cluster's logs are in $kept"
+    fi
+    (exit $status)
+    finish
+}
+trap finish_story EXIT
+
+# 72 tasks of 12 samples: some ten seconds on one processor.
+write_experiment()
+{
+    cat >"$config" <<TEXT
+experiment: lab
+model: {path: $PWD/configs/models/demo}
+engine: {max_num_seqs: $MAX_SEQS, num_threads: 1, max_model_len: 512}
+sampling: {max_tokens: 200, n: 2, seed: 11, ignore_eos: true}
+grid:
+  engine.attention: [flash, eager]
+  sampling.temperature: [0.0, 0.8, 1.0]
+replications: 12
+results: $db
+prompts:
+  list:
+    - "Question: What is 47 plus 36?\nAnswer:"
+    - "Question: How much is 85 + 24?\nAnswer:"
+    - "Question: What is 91 minus 37?\nAnswer:"
+    - "Question: Add 62 and 47.\nAnswer:"
+    - "Question: Subtract 34 from 73.\nAnswer:"
+    - "Question: What is 80 - 39?\nAnswer:"
+TEXT
+}
+write_experiment
+
+# expected_hashes [CONFIG]: of the same experiment in one process that nothing disturbs. Stories of
+# the same experiment share them through the folder $LAB_REFERENCE, when there is one.
+expected_hashes()
+{
+    local from=${1:-$config} whole
+    whole=${LAB_REFERENCE:-$work}/undisturbed-$(basename "$from" .yaml).db
+    "$quire" run "$from" --results "$whole" >"$work/undisturbed.log" 2>&1 || cat "$work/undisturbed.log"
+    hashes "$whole"
+}
+
+# wait_for SECONDS COMMAND...: fails when the command has not succeeded by then.
+wait_for()
+{
+    local end=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -lt $end ] || return 1
+        sleep 0.1
+    done
+}
+
+# submit NAME [SBATCH OPTION...]: a job whose script is the standard input. Its id is in $job, what
+# it printed in $work/NAME.out.
+submit()
+{
+    local name=$1
+    shift
+    cat >"$work/$name.sbatch"
+    job=$(sbatch --parsable --job-name="$name" --open-mode=append --output="$work/$name.out" "$@" \
+        "$work/$name.sbatch")
+}
+
+state()
+{
+    squeue -h -t all -j "$1" -o %T
+}
+
+is_in_state()
+{
+    [[ "$(state "$1" | sort -u)" =~ ^($2)$ ]]
+}
+
+# job_ends NAME STATE: of $job, whose output is shown when it is not so.
+job_ends()
+{
+    wait_for 90 is_in_state "$job" "COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL"
+    if is_in_state "$job" "$2"; then
+        ok "$1"
+    else
+        cat "$work"/*.out >"$out"
+        echo "job $job is $(state "$job"), expected $2" >>"$out"
+        fail "$1" "$out"
+    fi
+}
+
+# A requeued job would wait for some seconds more.
+start_again()
+{
+    wait_for 20 is_in_state "$job" PENDING && scontrol update JobId="$job" StartTime=now
+}
+
+count_samples()
+{
+    sql "$1" "select count(*) from samples" 2>/dev/null || echo 0
+}
+
+has_samples()
+{
+    [ "$(count_samples "$1")" -ge "$2" ]
+}
+
+# mid_run [N]: waits until N samples are committed, with most of them still to come.
+mid_run()
+{
+    check "the run is in the middle of its work" wait_for 60 has_samples "$db" "${1:-200}"
+}
+
+# The script of a job for the experiment, with these options of `quire run`: requeued when there is
+# more to do. It notes its ends in $work/exits as "HOST attempt N: exit CODE".
+job_script()
+{
+    cat <<TEXT
+#!/usr/bin/env bash
+code=0
+srun --mpi=pmix --kill-on-bad-exit=1 "$quire" run "$config" $* || code=\$?
+echo "\$(hostname) attempt \${SLURM_RESTART_COUNT:-0}: exit \$code" >>"$work/exits"
+if [ \$code = 75 ]; then
+    scontrol requeue "\$SLURM_JOB_ID"
+fi
+exit \$code
+TEXT
+}
+
+# How often a sample was generated although it had been finished: the samples that the attempts say
+# they finished (a lost one: those it left in the file), less those that there are.
+generated_again()
+{
+    sql "$1" "select sum(max(ifnull(n_samples, 0),
+                             (select count(*) from samples s where s.attempt_id = a.attempt_id)))
+                     - (select count(*) from samples) from attempts a"
+}
+
+# as_undisturbed WHAT_WAS_DONE [DATABASE [CONFIG]]: the end of a story. Every sample is there with
+# the hash of the undisturbed run, and at most those in flight were generated twice. Prints a row of
+# the record (record.sh).
+as_undisturbed()
+{
+    local database=${2:-$db} expected actual again same=no codes
+    expected=$(expected_hashes "${3:-$config}")
+    actual=$(hashes "$database")
+    equal "every sample has the hash of the undisturbed run" "$actual" "$expected"
+    [ "$actual" != "$expected" ] || same=yes
+    sql_equal "nothing was nondeterministic" "$database" \
+        "select count(*) from events where kind = 'nondeterministic'" 0
+    again=$(generated_again "$database")
+    check "at most the samples in flight were generated twice: $again" \
+        test "$again" -le $((RANKS * MAX_SEQS))
+    codes=$(sed 's/.*exit //' "$work/exits" 2>/dev/null | paste -sd, -)
+    echo "| $(basename "$0" .sh | tr _ ' ') | $1 | ${codes:-0} | $(count_samples "$database")" \
+        "| $again | $same | $SECONDS |" | tee -a "${LAB_RECORD:-/dev/null}"
+}

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# One rank of four is killed, as the kernel does when memory runs out: a worker, then rank 0. The job
+# ends within seconds, says so, and loses nothing that was committed.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../lib.sh"
+
+# kill_rank ON_NODE WITH_SAMPLES: starts the run on four nodes and kills the rank there.
+kill_rank()
+{
+    local pid status=0 began
+    srun --mpi=pmix --kill-on-bad-exit=1 -N4 "$quire" run "$config" >"$out" 2>&1 &
+    pid=$!
+    mid_run "$2"
+    sql "$db" "select key, output_sha256 from samples order by key" >"$work/before"
+    began=$SECONDS
+    # On a node only its own processes are to be seen.
+    "$node" run "$1" pkill -KILL -x quire
+    wait $pid || status=$?
+    echo "srun: exit $status" >>"$work/exits"
+    equal "the job ends with the code of the signal" $status 137
+    check "within ten seconds" test $((SECONDS - began)) -le 10
+    prints "and says which rank it was" "task $(($1 - 1)): Killed"
+    equal "what was committed is there" \
+        "$(sql "$db" "select key, output_sha256 from samples order by key" | comm -23 "$work/before" -)" ""
+}
+
+kill_rank 3 200
+kill_rank 1 400
+exits "the same command does the rest" 0 \
+    srun --mpi=pmix --kill-on-bad-exit=1 -N4 "$quire" run "$config"
+as_undisturbed "SIGKILL of a worker's rank, then of rank 0"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# A job of a higher partition takes the nodes in the middle of the work.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../lib.sh"
+
+submit preempted -N4 --exclusive < <(job_script)
+mid_run
+preempted=$job
+submit urgent -p hi -N4 --exclusive <<'TEXT'
+#!/usr/bin/env bash
+sleep 1
+TEXT
+job_ends "the urgent job runs at once" COMPLETED
+job=$preempted
+check "ours is queued again" start_again
+job_ends "and completes" COMPLETED
+check "Slurm had preempted it" grep -q "DUE TO PREEMPTION" "$work/preempted.out"
+sql_equal "it took two runs" "$db" "select count(*) from runs" 2
+as_undisturbed "preempted by a job of a higher partition"
