@@ -180,7 +180,7 @@ static int warn_of_work(struct config *c)
     if (n_errors)
         log_warning("%d of %d tasks could not run on this machine: %s", n_errors, list.tasks.n,
                     error);
-    int64_t n_samples = rc == 0 ? work_list_samples(&list) : 0;
+    int64_t n_samples = rc == 0 ? work_list_share(&list) : 0;
     if (n_samples > 0 && c->slurm.array > n_samples)
         log_warning("slurm.array is %lld, but there are only %lld samples: the other workers will "
                     "have nothing to do",
