@@ -96,14 +96,23 @@ static void copies_arrive(void **state)
     for (size_t i = 0; i < sizeof(from); i++)
         from[i] = (char)i;
     void *a = to_device(device, from, sizeof(from));
-    void *b = device->ops->alloc(device, sizeof(from));
-    device->ops->copy(device, b, a, sizeof(from));
     device->ops->sync(device);
-    device->ops->download(device, to, b, sizeof(to));
+    device->ops->download(device, to, a, sizeof(to));
     assert_memory_equal(to, from, sizeof(from));
     device->ops->free(device, a);
-    device->ops->free(device, b);
     backend_cpu.close(device);
+}
+
+static void blocks_are_copied_to_host_memory_back_and_within_a_pool(void **state)
+{
+    (void)state;
+    for (int n_threads = 1; n_threads <= 2; n_threads++) {
+        struct device *device = open_cpu("plain", n_threads);
+        check_copy_blocks(device, 1, 2, 32);
+        check_copy_blocks(device, 7, 6, 48);
+        check_copy_blocks(device, 33, 56, 4096);
+        backend_cpu.close(device);
+    }
 }
 
 static void scratch_that_cannot_be_had_is_refused(void **state)
@@ -195,6 +204,7 @@ int main(void)
         cmocka_unit_test(memory_is_aligned_and_too_much_is_refused),
         cmocka_unit_test(memory_that_was_promised_cannot_be_promised_again),
         cmocka_unit_test(copies_arrive),
+        cmocka_unit_test(blocks_are_copied_to_host_memory_back_and_within_a_pool),
         cmocka_unit_test(scratch_that_cannot_be_had_is_refused),
         cmocka_unit_test(limits_of_version_2_and_of_all_ancestors_bind),
         cmocka_unit_test(limits_of_version_1_are_read_by_controller),
