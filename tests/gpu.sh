@@ -19,7 +19,7 @@ prepare()
     rm -rf $to
     mkdir -p $to/lib $to/tests $to/data/models $to/tests/golden
     cp build/quire build/quire_cuda.so $to/
-    for program in test_engine test_forward; do
+    for program in test_engine test_swap test_forward; do
         cp build/tests/$program $to/
     done
     for program in build/gpu-tests/*; do
@@ -59,7 +59,7 @@ part_tests()
 {
     local program
     export QUIRE_TEST_DEVICE=cuda QUIRE_TEST_DATA=$PWD/data
-    for program in test_forward test_engine; do
+    for program in test_forward test_engine test_swap; do
         ./$program >"$OUT/$program.log" 2>&1
         check $program $?
         grep -E '^\[  FAILED|ERROR|SKIPPED' "$OUT/$program.log" | head -n 8
@@ -93,7 +93,7 @@ part_hashes()
         hash=$(hash_run "$name" $args)
         [ "$hash" = "$expected" ]
         check "hashes $name ($hash)" $?
-        grep -o 'ran out [0-9]* times' "$OUT/hash-$name.log"
+        grep -oE 'ran out [0-9]* times|Swapped .*' "$OUT/hash-$name.log"
     done <<'CASES'
 again --set engine.block_size=64
 batch-1 --set engine.max_num_seqs=1
@@ -102,6 +102,8 @@ chunk-64 --set engine.max_num_batched_tokens=64
 chunk-2048 --set engine.max_num_batched_tokens=2048
 chunk-8192 --set engine.max_num_batched_tokens=8192
 small-pool --set engine.num_kv_blocks=10
+swap --set engine.num_kv_blocks=10 --set engine.preemption_mode=swap --set engine.swap_space=1
+swap-without-prefix-cache --set engine.num_kv_blocks=10 --set engine.preemption_mode=swap --set engine.enable_prefix_caching=false
 no-prefix-cache --set engine.enable_prefix_caching=false
 blocks-of-16 --set engine.block_size=16
 not-recorded --set engine.enforce_eager=true

@@ -239,3 +239,73 @@ void assert_same_bits(const void *a, const void *b, size_t bytes, const char *wh
             fail_msg("%s: byte %zu of %zu differs", what, i, bytes);
     }
 }
+
+/* ---- copies of blocks ---- */
+
+/* A pool and what it should hold. */
+struct pool_case {
+    struct kv_pool pool;
+    char *expected; /* [n_planes, n_blocks, bytes] */
+    size_t total;   /* bytes                       */
+};
+
+static void fill_expected(struct pool_case *c, int n_blocks, int n_planes, size_t bytes)
+{
+    c->pool.n_blocks = n_blocks;
+    c->total = (size_t)n_planes * (size_t)n_blocks * bytes;
+    c->expected = xmalloc(c->total);
+    for (size_t i = 0; i < c->total; i++)
+        c->expected[i] = (char)mix64(i + c->total);
+}
+
+static void copy_both(struct device *device, struct pool_case *dst, struct pool_case *src,
+                      struct copy_blocks_args args)
+{
+    args.dst = dst->pool;
+    args.src = src->pool;
+    for (int c = 0; c < args.n_copies; c++) {
+        for (int p = 0; p < args.n_planes; p++) {
+            int to = p * dst->pool.n_blocks + args.copy[c].dst;
+            int from = p * src->pool.n_blocks + args.copy[c].src;
+            memcpy(dst->expected + (size_t)to * args.bytes,
+                   src->expected + (size_t)from * args.bytes, args.bytes);
+        }
+    }
+    device->ops->copy_blocks(device, &args);
+}
+
+void check_copy_blocks(struct device *device, int n_blocks, int n_planes, size_t bytes)
+{
+    struct pool_case on_device, on_host;
+    fill_expected(&on_device, n_blocks, n_planes, bytes);
+    fill_expected(&on_host, n_blocks + 1, n_planes, bytes);
+    on_device.pool.memory = to_device(device, on_device.expected, on_device.total);
+    on_host.pool.memory = device->ops->alloc_host(device, on_host.total);
+    assert_non_null(on_host.pool.memory);
+    memcpy(on_host.pool.memory, on_host.expected, on_host.total);
+
+    struct kv_copy *copy = xcalloc((size_t)n_blocks, sizeof(*copy));
+    struct copy_blocks_args args = {.bytes = bytes, .n_planes = n_planes, .copy = copy};
+    for (int i = 0; i < n_blocks - 1; i++)
+        copy[args.n_copies++] = (struct kv_copy){.src = i, .dst = n_blocks - i};
+    copy_both(device, &on_host, &on_device, args);
+    for (int i = 0; i < args.n_copies; i++)
+        copy[i] = (struct kv_copy){.src = n_blocks - i, .dst = n_blocks - 1 - i};
+    copy_both(device, &on_device, &on_host, args);
+    for (int i = 0; i < n_blocks / 2; i++)
+        copy[i] = (struct kv_copy){.src = 2 * i, .dst = 2 * i + 1};
+    args.n_copies = n_blocks / 2;
+    copy_both(device, &on_device, &on_device, args);
+    args.n_copies = 0;
+    copy_both(device, &on_host, &on_device, args);
+
+    char *got = to_host(device, on_device.pool.memory, on_device.total); /* waits for all */
+    assert_same_bits(got, on_device.expected, on_device.total, "blocks on the device");
+    assert_same_bits(on_host.pool.memory, on_host.expected, on_host.total, "blocks on the host");
+    device->ops->free(device, on_device.pool.memory);
+    device->ops->free(device, on_host.pool.memory);
+    free(on_device.expected);
+    free(on_host.expected);
+    free(copy);
+    free(got);
+}

@@ -59,6 +59,10 @@ void *to_device(struct device *device, const void *host, size_t bytes);
 /* A host copy of device memory; the caller frees. */
 void *to_host(struct device *device, const void *memory, size_t bytes);
 
+/* Copies blocks from a pool of the device to one in its host memory, back, and within the first;
+ * fails unless every byte of both is where a plain copy puts it. */
+void check_copy_blocks(struct device *device, int n_blocks, int n_planes, size_t bytes);
+
 /* ---- comparisons: `what` names the case in the message of a failure ---- */
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index);

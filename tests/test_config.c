@@ -104,7 +104,8 @@ static void every_kind_of_value_arrives(void **state)
     (void)state;
     load_ok(MODEL PROMPTS "experiment: mine\n"
                           "engine: {fast: false, device: cpu, attention: eager, block_size: 0x80,\n"
-                          "         scheduling_policy: memory_aware, max_model_len: 4096}\n"
+                          "         scheduling_policy: memory_aware, max_model_len: 4096,\n"
+                          "         preemption_mode: swap, swap_space: 0.5}\n"
                           "sampling: {temperature: 0.25, top_p: 1, seed: 9007199254740993}\n"
                           "engine.num_threads: 3\n"
                           "schedule: exclusive\n"
@@ -116,6 +117,8 @@ static void every_kind_of_value_arrives(void **state)
     assert_int_equal(config->base.engine.block_size, 128);
     assert_int_equal(config->base.engine.policy, SCHEDULING_MEMORY_AWARE);
     assert_int_equal(config->base.engine.max_model_len, 4096);
+    assert_int_equal(config->base.engine.preemption_mode, PREEMPTION_SWAP);
+    assert_true(config->base.engine.swap_space == 0.5);
     assert_int_equal(config->base.engine.num_threads, 3);
     assert_true(config->base.sampling.temperature == 0.25);
     assert_true(config->base.sampling.seed == 9007199254740993);
@@ -223,6 +226,9 @@ static void bad_values_say_what_was_expected(void **state)
         {"engine: {block_size: '64'}", "engine.block_size is the string '64'; expected a multiple"},
         {"engine: {block_size: 64.0}", "engine.block_size is '64.0'; expected"},
         {"engine:\n  block_size:", "engine.block_size is empty; expected"},
+        {"engine: {preemption_mode: swop}",
+         "expected one of recompute, swap; did you mean 'swap'?"},
+        {"engine: {swap_space: -1}", "engine.swap_space is '-1'; expected a number from 0"},
         {"engine: {block_size: auto}", "expected a multiple of 16"},
         {"engine: {max_num_seqs: 0}", "engine.max_num_seqs is '0'; expected an integer from 1 to "},
         {"engine: {max_num_seqs: 99999999999999999999}", "expected an integer from 1 to "},

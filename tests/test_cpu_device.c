@@ -88,7 +88,7 @@ static void memory_that_was_promised_cannot_be_promised_again(void **state)
     backend_cpu.close(device);
 }
 
-static void bytes_come_back_as_they_went(void **state)
+static void copies_arrive(void **state)
 {
     char from[100], to[100];
     (void)state;
@@ -101,6 +101,18 @@ static void bytes_come_back_as_they_went(void **state)
     assert_memory_equal(to, from, sizeof(from));
     device->ops->free(device, a);
     backend_cpu.close(device);
+}
+
+static void blocks_are_copied_to_host_memory_back_and_within_a_pool(void **state)
+{
+    (void)state;
+    for (int n_threads = 1; n_threads <= 2; n_threads++) {
+        struct device *device = open_cpu("plain", n_threads);
+        check_copy_blocks(device, 1, 2, 32);
+        check_copy_blocks(device, 7, 6, 48);
+        check_copy_blocks(device, 33, 56, 4096);
+        backend_cpu.close(device);
+    }
 }
 
 static void scratch_that_cannot_be_had_is_refused(void **state)
@@ -191,7 +203,8 @@ int main(void)
         cmocka_unit_test(a_wanted_number_of_threads_is_taken),
         cmocka_unit_test(memory_is_aligned_and_too_much_is_refused),
         cmocka_unit_test(memory_that_was_promised_cannot_be_promised_again),
-        cmocka_unit_test(bytes_come_back_as_they_went),
+        cmocka_unit_test(copies_arrive),
+        cmocka_unit_test(blocks_are_copied_to_host_memory_back_and_within_a_pool),
         cmocka_unit_test(scratch_that_cannot_be_had_is_refused),
         cmocka_unit_test(limits_of_version_2_and_of_all_ancestors_bind),
         cmocka_unit_test(limits_of_version_1_are_read_by_controller),

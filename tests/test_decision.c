@@ -129,6 +129,21 @@ static void a_gpu_without_memory_sends_the_tasks_to_the_cpu(void **state)
     assert_int_equal(decision_use_cpu(&(struct decision){.device = DEVICE_CUDA}, &lenient), -1);
 }
 
+static void swap_space_counts_when_preempted_sequences_are_swapped(void **state)
+{
+    (void)state;
+    struct settings s = {.engine = {.swap_space = 1.5, .gpu_memory_utilization = 0.9}};
+    struct engine_options options;
+    decision_engine_options(&(struct decision){.fast = true}, &s, &options);
+    assert_int_equal(options.swap_bytes, 0);
+    s.engine.preemption_mode = PREEMPTION_SWAP;
+    decision_engine_options(&(struct decision){.fast = true}, &s, &options);
+    assert_int_equal(options.swap_bytes, 1536u << 20);
+    s.engine.swap_space = 0;
+    decision_engine_options(&(struct decision){.fast = true}, &s, &options);
+    assert_int_equal(options.swap_bytes, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -139,6 +154,7 @@ int main(void)
         cmocka_unit_test(without_a_gpu_auto_goes_to_the_cpu_unless_that_is_forbidden),
         cmocka_unit_test(the_standard_engine_stands_in_for_the_fast_one_with_the_reason),
         cmocka_unit_test(a_gpu_without_memory_sends_the_tasks_to_the_cpu),
+        cmocka_unit_test(swap_space_counts_when_preempted_sequences_are_swapped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

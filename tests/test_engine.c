@@ -1,17 +1,11 @@
 /* test_engine.c - the whole engine on tiny models: what a request becomes does not depend on what
  * runs beside it, nor on any setting that only concerns speed or memory.
  */
-#include "engine/engine.h"
-#include "tests/testing.h"
+#include "tests/workload.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define N_REQUESTS    30
-#define MAX_PROMPT    80
-#define MAX_OUTPUT    40
-#define MAX_MODEL_LEN 128
 
 static const char *const MODELS[] = {
     "tests/golden/qwen3",   /* no eos                       */
@@ -19,156 +13,7 @@ static const char *const MODELS[] = {
     "tests/golden/llama3",  /* bf16, eos 2                  */
 };
 
-/* ---- workload ---- */
-
-/* What a request became, by its callbacks. */
-struct outcome {
-    int seen[MAX_OUTPUT], n_seen; /* by on_token */
-    int ids[MAX_OUTPUT], n_ids;   /* by on_finish */
-    enum finish_reason reason;
-    int n_prompt, n_cached, n_preemptions, n_finished;
-};
-
-struct workload {
-    struct request request[N_REQUESTS];
-    int prompt[N_REQUESTS][MAX_PROMPT];
-    struct outcome outcome[N_REQUESTS];
-};
-
-static void note_token(void *user, int id)
-{
-    struct outcome *o = user;
-    assert_int_equal(o->n_finished, 0);
-    assert_true(o->n_seen < MAX_OUTPUT);
-    o->seen[o->n_seen++] = id;
-}
-
-static void note_finish(void *user, const struct completion *c)
-{
-    struct outcome *o = user;
-    assert_true(c->n_ids <= MAX_OUTPUT);
-    memcpy(o->ids, c->ids, (size_t)c->n_ids * sizeof(int));
-    o->n_ids = c->n_ids;
-    o->reason = c->reason;
-    o->n_prompt = c->n_prompt;
-    o->n_cached = c->n_cached;
-    o->n_preemptions = c->n_preemptions;
-    o->n_finished++;
-    assert_true(c->submitted_s > 0 && c->finished_s >= c->submitted_s);
-    if (c->reason != FINISH_CANCELLED)
-        assert_true(c->scheduled_s >= c->submitted_s && c->first_token_s >= c->scheduled_s);
-}
-
-/* Prompts of odd lengths around the block size 16. Every third one begins like the others of its
- * kind, some are equal and a whole number of blocks. */
-static void make_prompt(struct workload *w, int i)
-{
-    static const int lengths[] = {1, 2, 15, 48, 16, 17, 48, 31, 32, 64, 33, 47, 79, 5, 3};
-    struct request *r = &w->request[i];
-    r->n_prompt = lengths[(size_t)i % ARRAY_LEN(lengths)];
-    for (int p = 0; p < r->n_prompt; p++) {
-        int kind = i % 3 == 0 ? 7 : i * 100;
-        w->prompt[i][p] = 3 + (int)(mix64((uint64_t)(kind + p)) % 90);
-    }
-    r->prompt = w->prompt[i];
-}
-
-static void make_sampling(struct sampling_params *p, int i)
-{
-    static const int max_tokens[] = {40, 1, 7, 23, 2, 16, 33};
-    p->max_tokens = max_tokens[(size_t)i % ARRAY_LEN(max_tokens)];
-    p->ignore_eos = i % 4 != 0;
-    if (i % 2 == 0)
-        return;
-    p->temperature = 0.5f + 0.25f * (float)(i % 5);
-    p->top_p = i % 3 == 0 ? 0.9f : 0;
-    p->top_k = i % 5 == 0 ? 8 : 0;
-    p->min_p = i % 7 == 0 ? 0.05f : 0;
-}
-
-static struct workload *make_workload(void)
-{
-    struct workload *w = xcalloc(1, sizeof(*w));
-    for (int i = 0; i < N_REQUESTS; i++) {
-        struct request *r = &w->request[i];
-        make_prompt(w, i);
-        make_sampling(&r->sampling, i);
-        r->seed = mix64((uint64_t)i);
-        r->priority = i * 7 % 5;
-        r->on_token = note_token;
-        r->on_finish = note_finish;
-        r->user = &w->outcome[i];
-    }
-    return w;
-}
-
-static void submit(struct engine *engine, const struct request *request, uint64_t *id)
-{
-    if (engine_submit(engine, request, id) != 0)
-        fail_msg("%s", err_get());
-}
-
-static void run_to_the_end(struct engine *engine)
-{
-    int rc;
-    while ((rc = engine_step(engine)) > 0) {
-    }
-    assert_int_equal(rc, 0);
-}
-
-/* ---- models and engines ---- */
-
-static struct model *open_model(const char *path, int n_threads)
-{
-    struct model *model;
-    struct model_options options = {
-        .path = path, .device = test_device(), .device_options = {.n_threads = n_threads}};
-    if (model_open(&model, &options) != 0)
-        fail_msg("%s", err_get());
-    return model;
-}
-
-static struct engine *open_engine(struct model *model, const struct engine_options *options)
-{
-    struct engine *engine;
-    struct engine_options o = *options;
-    o.max_model_len = MAX_MODEL_LEN;
-    o.block_size = o.block_size ? o.block_size : 16;
-    if (engine_open(&engine, model, &o) != 0)
-        fail_msg("%s", err_get());
-    return engine;
-}
-
 static const struct engine_options SMALL = {.fast = true, .max_num_seqs = 4};
-
-/* Everything done by one engine; its statistics at the end. */
-static struct engine_stats run_workload(struct workload *w, struct model *model,
-                                        const struct engine_options *options)
-{
-    struct engine *engine = open_engine(model, options);
-    struct engine_stats stats;
-    for (int i = 0; i < N_REQUESTS; i++)
-        submit(engine, &w->request[i], NULL);
-    run_to_the_end(engine);
-    engine_get_stats(engine, &stats);
-    engine_close(engine);
-    return stats;
-}
-
-static void assert_same_outcome(const struct workload *a, const struct workload *b,
-                                const char *model, const char *setting)
-{
-    for (int i = 0; i < N_REQUESTS; i++) {
-        const struct outcome *x = &a->outcome[i], *y = &b->outcome[i];
-        bool same = x->n_ids == y->n_ids && x->reason == y->reason &&
-                    memcmp(x->ids, y->ids, (size_t)x->n_ids * sizeof(int)) == 0;
-        if (!same)
-            fail_msg("%s: request %d has other tokens with %s", model, i, setting);
-        assert_int_equal(y->n_finished, 1);
-        assert_int_equal(y->n_seen, y->n_ids);
-        assert_memory_equal(y->seen, y->ids, (size_t)y->n_ids * sizeof(int));
-    }
-}
 
 /* ---- equal tokens ---- */
 
@@ -176,6 +21,8 @@ static const struct {
     const char *name;
     struct engine_options options;
     bool two_threads, preempts, hits;
+    int n_host_blocks; /* for swapping; 0: recompute         */
+    bool host_is_full; /* some preemptions still recompute */
 } SETTINGS[] = {
     {.name = "3 sequences at once", .options = {.fast = true, .max_num_seqs = 3}},
     {.name = "32 sequences at once", .options = {.fast = true, .max_num_seqs = 32}},
@@ -199,6 +46,35 @@ static const struct {
      .options = {.fast = true, .n_kv_blocks = 8, .prefix_caching = true},
      .preempts = true,
      .hits = true},
+    {.name = "a pool of 9 blocks and swapping",
+     .options = {.fast = true, .n_kv_blocks = 9},
+     .preempts = true,
+     .n_host_blocks = 100},
+    {.name = "a pool of 8 blocks, swapping and the prefix cache",
+     .options = {.fast = true, .n_kv_blocks = 8, .prefix_caching = true},
+     .preempts = true,
+     .hits = true,
+     .n_host_blocks = 100},
+    {.name = "a pool of 12 blocks, swapping and chunks of 17 tokens",
+     .options = {.fast = true, .n_kv_blocks = 12, .max_num_batched_tokens = 17},
+     .preempts = true,
+     .n_host_blocks = 100},
+    {.name = "a pool of 8 blocks, swapping, the prefix cache and chunks of 17 tokens",
+     .options =
+         {.fast = true, .n_kv_blocks = 8, .max_num_batched_tokens = 17, .prefix_caching = true},
+     .preempts = true,
+     .hits = true,
+     .n_host_blocks = 100},
+    {.name = "a pool of 9 blocks and a host pool of 2",
+     .options = {.fast = true, .n_kv_blocks = 9},
+     .preempts = true,
+     .n_host_blocks = 2,
+     .host_is_full = true},
+    {.name = "priorities, a pool of 8 blocks, swapping and 2 threads",
+     .options = {.fast = true, .policy = SCHEDULING_PRIORITY, .n_kv_blocks = 8},
+     .two_threads = true,
+     .preempts = true,
+     .n_host_blocks = 100},
     {.name = "priorities and a pool of 8 blocks",
      .options = {.fast = true, .policy = SCHEDULING_PRIORITY, .n_kv_blocks = 8},
      .preempts = true},
@@ -221,22 +97,43 @@ static int at_most_omp_threads(int wanted)
     return text && parse_int64(&limit, text) && limit < wanted ? (int)limit : wanted;
 }
 
+/* Bytes of so many blocks of an engine with these options. */
+static size_t swap_bytes(struct model *model, const struct engine_options *options, int n_blocks)
+{
+    struct engine *engine = workload_open_engine(model, options);
+    size_t bytes = (size_t)n_blocks * engine_get_plan(engine)->block_bytes;
+    engine_close(engine);
+    return bytes;
+}
+
+static void check_swaps(const struct engine_stats *s, int n_host_blocks, bool host_is_full)
+{
+    assert_int_equal(s->n_swapped_out > 0, n_host_blocks > 0);
+    assert_int_equal(s->n_swapped_in, s->n_swapped_out);
+    assert_int_equal(s->kv_host_blocks, n_host_blocks);
+    assert_int_equal(s->kv_host_used, 0);
+    if (n_host_blocks > 0)
+        assert_int_equal(s->n_swapped_out < s->n_preemptions, host_is_full);
+}
+
 static void check_settings(const char *path, enum attention_kind attention)
 {
-    struct workload *alone = make_workload();
-    struct model *one_thread = open_model(path, 1);
-    struct model *two_threads = open_model(path, at_most_omp_threads(2));
+    struct workload *alone = workload_make();
+    struct model *one_thread = workload_open_model(path, 1);
+    struct model *two_threads = workload_open_model(path, at_most_omp_threads(2));
     struct engine_options one = {.fast = true, .attention = attention, .max_num_seqs = 1};
-    run_workload(alone, one_thread, &one);
+    workload_run(alone, one_thread, &one);
     for (size_t i = 0; i < ARRAY_LEN(SETTINGS); i++) {
         struct engine_options options = SETTINGS[i].options;
         options.attention = attention;
-        struct workload *w = make_workload();
+        struct workload *w = workload_make();
         struct model *model = SETTINGS[i].two_threads ? two_threads : one_thread;
-        struct engine_stats stats = run_workload(w, model, &options);
-        assert_same_outcome(alone, w, path, SETTINGS[i].name);
+        options.swap_bytes = swap_bytes(model, &options, SETTINGS[i].n_host_blocks);
+        struct engine_stats stats = workload_run(w, model, &options);
+        workload_assert_same(alone, w, path, SETTINGS[i].name);
         assert_int_equal(stats.n_preemptions > 0, SETTINGS[i].preempts);
         assert_int_equal(stats.cached_tokens > 0, SETTINGS[i].hits);
+        check_swaps(&stats, SETTINGS[i].n_host_blocks, SETTINGS[i].host_is_full);
         free(w);
     }
     free(alone);
@@ -272,18 +169,18 @@ static void settings_of_speed_and_memory_do_not_change_tokens_with_memory_effici
 static void a_shared_block_is_copied_before_the_second_owner_writes_to_it(void **state)
 {
     (void)state;
-    struct workload *alone = make_workload(), *w = make_workload();
-    struct model *model = open_model(MODELS[0], 1);
-    run_workload(alone, model, &SMALL);
+    struct workload *alone = workload_make(), *w = workload_make();
+    struct model *model = workload_open_model(MODELS[0], 1);
+    workload_run(alone, model, &SMALL);
     struct engine_options options = SMALL;
     options.prefix_caching = true;
-    struct engine *engine = open_engine(model, &options);
+    struct engine *engine = workload_open_engine(model, &options);
     /* Requests 3 and 6 have the same prompt of three whole blocks. */
     assert_memory_equal(w->prompt[3], w->prompt[6], 48 * sizeof(int));
-    submit(engine, &w->request[3], NULL);
+    workload_submit(engine, &w->request[3], NULL);
     assert_int_equal(engine_step(engine), 1);
-    submit(engine, &w->request[6], NULL);
-    run_to_the_end(engine);
+    workload_submit(engine, &w->request[6], NULL);
+    workload_step_all(engine);
     assert_int_equal(w->outcome[6].n_cached, 47);
     for (int i = 3; i <= 6; i += 3) {
         assert_int_equal(w->outcome[i].n_ids, alone->outcome[i].n_ids);
@@ -309,8 +206,8 @@ static int read_ids(const json_t *array, int *ids, int max)
 
 static void check_golden(const char *path, const struct engine_options *options)
 {
-    struct model *model = open_model(path, 1);
-    struct engine *engine = open_engine(model, options);
+    struct model *model = workload_open_model(path, 1);
+    struct engine *engine = workload_open_engine(model, options);
     char *file = path_join(path, "logits.json");
     json_t *golden = json_read_file(file);
     assert_non_null(golden);
@@ -323,11 +220,11 @@ static void check_golden(const char *path, const struct engine_options *options)
         struct outcome outcome = {0};
         struct request request = {.prompt = prompt,
                                   .sampling = {.max_tokens = n, .ignore_eos = true},
-                                  .on_finish = note_finish,
+                                  .on_finish = workload_note_finish,
                                   .user = &outcome};
         request.n_prompt = read_ids(json_object_get(entry, "prompt_ids"), prompt, MAX_PROMPT);
-        submit(engine, &request, NULL);
-        run_to_the_end(engine);
+        workload_submit(engine, &request, NULL);
+        workload_step_all(engine);
         assert_int_equal(outcome.n_ids, n);
         assert_memory_equal(outcome.ids, expected, (size_t)n * sizeof(int));
         assert_int_equal(outcome.reason, FINISH_LENGTH);
@@ -363,9 +260,9 @@ struct fixture {
 
 static void setup(struct fixture *f, const struct engine_options *options)
 {
-    f->model = open_model(MODELS[0], 1);
-    f->engine = open_engine(f->model, options);
-    f->w = make_workload();
+    f->model = workload_open_model(MODELS[0], 1);
+    f->engine = workload_open_engine(f->model, options);
+    f->w = workload_make();
 }
 
 static void teardown(struct fixture *f)
@@ -390,8 +287,8 @@ static void a_stop_id_ends_a_sequence_and_is_its_last_token(void **state)
     struct fixture f;
     setup(&f, &SMALL);
     struct request r = f.w->request[0];
-    submit(f.engine, &r, NULL);
-    run_to_the_end(f.engine);
+    workload_submit(f.engine, &r, NULL);
+    workload_step_all(f.engine);
     const struct outcome *whole = &f.w->outcome[0];
     assert_int_equal(whole->reason, FINISH_LENGTH);
     int stop = whole->ids[whole->n_ids / 2], absent = 0;
@@ -402,8 +299,8 @@ static void a_stop_id_ends_a_sequence_and_is_its_last_token(void **state)
     r.sampling.stop_ids[1] = stop;
     r.sampling.n_stop_ids = 2;
     r.user = &f.w->outcome[1];
-    submit(f.engine, &r, NULL);
-    run_to_the_end(f.engine);
+    workload_submit(f.engine, &r, NULL);
+    workload_step_all(f.engine);
     const struct outcome *stopped = &f.w->outcome[1];
     assert_int_equal(stopped->reason, FINISH_STOP);
     assert_int_equal(stopped->n_ids, n + 1);
@@ -414,18 +311,18 @@ static void a_stop_id_ends_a_sequence_and_is_its_last_token(void **state)
 static void eos_ends_a_sequence_unless_it_is_ignored(void **state)
 {
     (void)state;
-    struct model *model = open_model("tests/golden/llama3", 1);
-    struct engine *engine = open_engine(model, &SMALL);
+    struct model *model = workload_open_model("tests/golden/llama3", 1);
+    struct engine *engine = workload_open_engine(model, &SMALL);
     assert_int_equal(model_get_info(model)->eos[0], 2);
-    struct workload *w = make_workload();
+    struct workload *w = workload_make();
     int n_stopped = 0;
     for (int i = 0; i < N_REQUESTS; i++) {
         struct request r = w->request[i];
         r.sampling =
             (struct sampling_params){.temperature = 3, .max_tokens = 40, .ignore_eos = i % 2 == 0};
-        submit(engine, &r, NULL);
+        workload_submit(engine, &r, NULL);
     }
-    run_to_the_end(engine);
+    workload_step_all(engine);
     for (int i = 0; i < N_REQUESTS; i++) {
         const struct outcome *o = &w->outcome[i];
         assert_true(o->reason == FINISH_LENGTH ? o->n_ids == 40 : o->ids[o->n_ids - 1] == 2);
@@ -450,8 +347,8 @@ static void max_tokens_is_cut_to_what_max_model_len_leaves(void **state)
     for (int room = 1; room <= 3; room++) {
         r.n_prompt = MAX_MODEL_LEN - room;
         r.user = &f.w->outcome[room];
-        submit(f.engine, &r, NULL);
-        run_to_the_end(f.engine);
+        workload_submit(f.engine, &r, NULL);
+        workload_step_all(f.engine);
         assert_int_equal(f.w->outcome[room].n_ids, room);
         assert_int_equal(f.w->outcome[room].reason, FINISH_LENGTH);
     }
@@ -500,7 +397,7 @@ static void requests_that_can_never_run_are_refused_with_the_reason(void **state
     }
     assert_int_equal(engine_step(f.engine), 0); /* nothing of it was queued */
     assert_int_equal(engine_submit(f.engine, &good, NULL), 0);
-    run_to_the_end(f.engine);
+    workload_step_all(f.engine);
     teardown(&f);
 }
 
@@ -514,15 +411,15 @@ static void a_cancelled_request_ends_with_the_tokens_that_it_has(void **state)
     struct fixture f;
     setup(&f, &one);
     uint64_t running, waiting, last;
-    submit(f.engine, &f.w->request[0], &running);
-    submit(f.engine, &f.w->request[7], &waiting);
-    submit(f.engine, &f.w->request[14], &last);
+    workload_submit(f.engine, &f.w->request[0], &running);
+    workload_submit(f.engine, &f.w->request[7], &waiting);
+    workload_submit(f.engine, &f.w->request[14], &last);
     for (int i = 0; i < 3; i++)
         assert_int_equal(engine_step(f.engine), 1);
     assert_false(engine_cancel(f.engine, 12345));
     assert_true(engine_cancel(f.engine, running));
     assert_true(engine_cancel(f.engine, waiting));
-    run_to_the_end(f.engine);
+    workload_step_all(f.engine);
     assert_int_equal(f.w->outcome[0].reason, FINISH_CANCELLED);
     assert_int_equal(f.w->outcome[0].n_ids, 3);
     assert_int_equal(f.w->outcome[7].reason, FINISH_CANCELLED);
@@ -546,7 +443,7 @@ struct canceller {
 static void cancel_after_some_tokens(void *user, int id)
 {
     struct canceller *c = user;
-    note_token(c->outcome, id);
+    workload_note_token(c->outcome, id);
     if (c->outcome->n_seen == c->after)
         assert_true(engine_cancel(c->engine, c->id));
 }
@@ -554,7 +451,7 @@ static void cancel_after_some_tokens(void *user, int id)
 static void note_canceller_finish(void *user, const struct completion *completion)
 {
     const struct canceller *c = user;
-    note_finish(c->outcome, completion);
+    workload_note_finish(c->outcome, completion);
     assert_false(engine_cancel(c->engine, c->id));
 }
 
@@ -568,8 +465,8 @@ static void a_callback_may_cancel_its_own_request(void **state)
     r.on_token = cancel_after_some_tokens;
     r.on_finish = note_canceller_finish;
     r.user = &c;
-    submit(f.engine, &r, &c.id);
-    run_to_the_end(f.engine);
+    workload_submit(f.engine, &r, &c.id);
+    workload_step_all(f.engine);
     assert_int_equal(f.w->outcome[0].reason, FINISH_CANCELLED);
     assert_int_equal(f.w->outcome[0].n_ids, 5);
     teardown(&f);
@@ -595,7 +492,7 @@ static void submit_the_next(void *user, const struct completion *completion)
     r.on_token = NULL;
     r.on_finish = submit_the_next;
     r.user = c;
-    submit(c->engine, &r, NULL);
+    workload_submit(c->engine, &r, NULL);
 }
 
 static void a_callback_may_submit_the_next_request(void **state)
@@ -605,7 +502,7 @@ static void a_callback_may_submit_the_next_request(void **state)
     setup(&f, &SMALL);
     struct chain c = {.engine = f.engine, .w = f.w, .n_left = 6};
     submit_the_next(&c, &(struct completion){.reason = FINISH_LENGTH});
-    run_to_the_end(f.engine);
+    workload_step_all(f.engine);
     assert_int_equal(c.n_done, 8 - 1);
     teardown(&f);
 }
@@ -655,14 +552,14 @@ static void many_threads_may_submit_while_one_steps(void **state)
     pthread_t thread[N_SUBMITTERS];
     struct submitter s[N_SUBMITTERS];
     setup(&f, &SMALL);
-    struct workload *alone = make_workload();
-    run_workload(alone, f.model, &SMALL);
+    struct workload *alone = workload_make();
+    workload_run(alone, f.model, &SMALL);
     start_submitters(thread, s, f.engine, f.w);
     while (count_finished(f.engine) < N_REQUESTS)
         engine_step(f.engine);
     for (int i = 0; i < N_SUBMITTERS; i++)
         pthread_join(thread[i], NULL);
-    assert_same_outcome(alone, f.w, MODELS[0], "submissions from many threads");
+    workload_assert_same(alone, f.w, MODELS[0], "submissions from many threads");
     free(alone);
     teardown(&f);
 }
@@ -684,8 +581,8 @@ static void a_background_thread_works_whenever_there_is_work(void **state)
     pthread_t thread[N_SUBMITTERS];
     struct submitter s[N_SUBMITTERS];
     setup(&f, &SMALL);
-    struct workload *alone = make_workload();
-    run_workload(alone, f.model, &SMALL);
+    struct workload *alone = workload_make();
+    workload_run(alone, f.model, &SMALL);
     assert_int_equal(engine_start(f.engine), 0);
     assert_int_equal(engine_start(f.engine), -1);
     assert_error(ERR_RUN, "already");
@@ -693,14 +590,14 @@ static void a_background_thread_works_whenever_there_is_work(void **state)
     for (int i = 0; i < N_SUBMITTERS; i++)
         pthread_join(thread[i], NULL);
     wait_for(f.engine, N_REQUESTS);
-    submit(
+    workload_submit(
         f.engine,
         &(struct request){.prompt = f.w->prompt[0], .n_prompt = 1, .sampling = {.max_tokens = 2}},
         NULL); /* after it went to sleep */
     wait_for(f.engine, N_REQUESTS + 1);
     engine_stop(f.engine);
     engine_stop(f.engine);
-    assert_same_outcome(alone, f.w, MODELS[0], "a background thread");
+    workload_assert_same(alone, f.w, MODELS[0], "a background thread");
     free(alone);
     teardown(&f);
 }
@@ -711,7 +608,7 @@ static void an_engine_closes_in_the_middle_of_its_work(void **state)
     struct fixture f;
     setup(&f, &SMALL);
     for (int i = 0; i < N_REQUESTS; i++)
-        submit(f.engine, &f.w->request[i], NULL);
+        workload_submit(f.engine, &f.w->request[i], NULL);
     assert_int_equal(engine_start(f.engine), 0);
     wait_for(f.engine, 1);
     teardown(&f);
@@ -732,14 +629,14 @@ static void statistics_add_up(void **state)
         engine_get_stats(f.engine, &s);
         assert_int_equal(s.kv_blocks, engine_get_plan(f.engine)->n_blocks);
         for (int i = 0; i < N_REQUESTS; i++)
-            submit(f.engine, &f.w->request[i], NULL);
+            workload_submit(f.engine, &f.w->request[i], NULL);
         engine_get_stats(f.engine, &s);
         assert_int_equal(s.n_waiting, N_REQUESTS);
         assert_int_equal(engine_step(f.engine), 1);
         engine_get_stats(f.engine, &s);
         assert_int_equal(s.n_waiting + s.n_running + s.n_finished, N_REQUESTS);
         assert_true(s.kv_used > 0 && s.kv_used + s.kv_cached <= s.kv_blocks);
-        run_to_the_end(f.engine);
+        workload_step_all(f.engine);
         long n_prompt = 0, n_output = 0, n_cached = 0;
         for (int i = 0; i < N_REQUESTS; i++) {
             n_prompt += f.w->outcome[i].n_prompt;

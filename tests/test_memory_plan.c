@@ -171,6 +171,52 @@ static void the_kv_dtype_decides_the_size_of_a_block(void **state)
     }
 }
 
+static void host_blocks_are_planned_where_sequences_can_be_preempted(void **state)
+{
+    (void)state;
+    struct model_info model = a_model(1000 * MIB);
+    model.device.kind = DEVICE_CUDA;
+    const size_t block = 16 * TOKEN_BYTES;
+    struct engine_options options = {.fast = true,
+                                     .block_size = 16,
+                                     .max_num_seqs = 8,
+                                     .max_model_len = 100,
+                                     .n_kv_blocks = 7,
+                                     .swap_bytes = 5 * block + 1};
+    struct memory_plan p = plan_of(&model, &options);
+    assert_int_equal(p.n_host_blocks, 5);
+    assert_int_equal(p.host_kv_bytes, 5 * block);
+    options.swap_bytes = 1000 * block;
+    assert_int_equal(plan_of(&model, &options).n_host_blocks, 8 * 7); /* all that can be owned */
+    options.n_kv_blocks = 8 * 7;
+    assert_int_equal(plan_of(&model, &options).n_host_blocks, 0);
+    options.n_kv_blocks = 7;
+    options.policy = SCHEDULING_MEMORY_AWARE;
+    assert_int_equal(plan_of(&model, &options).n_host_blocks, 0);
+    options.policy = SCHEDULING_FCFS;
+    options.fast = false;
+    assert_int_equal(plan_of(&model, &options).n_host_blocks, 0);
+}
+
+static void on_a_cpu_host_blocks_are_part_of_the_budget(void **state)
+{
+    (void)state;
+    struct model_info model = a_model(400 * MIB);
+    struct engine_options options = {.fast = true, .block_size = 16, .max_num_batched_tokens = 64};
+    struct memory_plan without = plan_of(&model, &options);
+    options.swap_bytes = 100 * MIB;
+    struct memory_plan with = plan_of(&model, &options);
+    assert_int_equal(with.n_host_blocks, 100 * MIB / with.block_bytes);
+    assert_int_equal(with.n_blocks, without.n_blocks - with.n_host_blocks);
+    assert_true(taken(&with) + with.host_kv_bytes <= with.budget_bytes);
+    model.device.kind = DEVICE_CUDA;
+    assert_int_equal(plan_of(&model, &options).n_blocks, without.n_blocks);
+    model.device.kind = DEVICE_CPU;
+    options.swap_bytes = 400 * MIB;
+    assert_int_equal(engine_plan(&with, &model, &options), -1);
+    assert_error(ERR_RESOURCE, "for swapped sequences (swap_space)");
+}
+
 static void options_out_of_range_are_refused_by_name(void **state)
 {
     (void)state;
@@ -211,6 +257,8 @@ int main(void)
         cmocka_unit_test(a_given_number_of_blocks_is_honoured),
         cmocka_unit_test(the_standard_engine_has_one_block_for_each_sequence),
         cmocka_unit_test(the_kv_dtype_decides_the_size_of_a_block),
+        cmocka_unit_test(host_blocks_are_planned_where_sequences_can_be_preempted),
+        cmocka_unit_test(on_a_cpu_host_blocks_are_part_of_the_budget),
         cmocka_unit_test(options_out_of_range_are_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -739,15 +739,22 @@ static void bytes_arrive_as_they_were_sent(void **state)
         for (size_t b = 0; b < sizes[i]; b++)
             sent[b] = (char)(b * 31 + b / 257 + i);
         char *memory = to_device(device, sent, sizes[i]);
-        char *twin = device->ops->alloc(device, sizes[i]);
-        device->ops->copy(device, twin, memory, sizes[i]);
-        char *got = to_host(device, twin, sizes[i]);
+        char *got = to_host(device, memory, sizes[i]);
         assert_memory_equal(got, sent, sizes[i]);
         device->ops->free(device, memory);
-        device->ops->free(device, twin);
         free(sent);
         free(got);
     }
+    device->ops->close(device);
+}
+
+static void blocks_are_copied_to_pinned_memory_back_and_within_a_pool(void **state)
+{
+    (void)state;
+    struct device *device = open_gpu(DTYPE_BF16);
+    check_copy_blocks(device, 1, 2, 32);
+    check_copy_blocks(device, 700, 6, 48); /* three launches */
+    check_copy_blocks(device, 33, 56, 131072);
     device->ops->close(device);
 }
 
@@ -757,6 +764,8 @@ static void what_cannot_be_had_is_refused_with_a_reason(void **state)
     struct device *device = open_gpu(DTYPE_F32);
     assert_null(device->ops->alloc(device, (size_t)1 << 50));
     assert_error(ERR_RESOURCE, "not enough GPU memory");
+    assert_null(device->ops->alloc_host(device, (size_t)1 << 50));
+    assert_error(ERR_RESOURCE, "not enough pinned host memory");
     float x = 1;
     void *memory = to_device(device, &x, sizeof(x)); /* the refusal leaves the device usable */
     device->ops->free(device, memory);
@@ -774,6 +783,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_cannot_be_had_is_refused_with_a_reason),
         cmocka_unit_test(bytes_arrive_as_they_were_sent),
+        cmocka_unit_test(blocks_are_copied_to_pinned_memory_back_and_within_a_pool),
         cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
         cmocka_unit_test(embed_and_gather_pick_rows),
         cmocka_unit_test(add_rmsnorm_adds_rounds_and_scales),
