@@ -240,8 +240,8 @@ static int load_rope(struct model *m)
 static void log_loading(const struct model *m, const struct model_options *options)
 {
     char bytes[32];
-    log_info("Loading model %s (%s, %.4g M parameters, %s, %s%s) on %s: %s, %s, %d threads",
-             options->path, m->arch.name, (double)m->info.n_params / 1e6, dtype_name(m->info.dtype),
+    log_info("%s: %s, %.4g M parameters, %s, %s%s; on %s: %s, %s, %d threads", options->path,
+             m->arch.name, (double)m->info.n_params / 1e6, dtype_name(m->info.dtype),
              format_bytes(bytes, (double)m->info.weight_bytes),
              options->random_init ? ", random initialisation" : "",
              device_kind_name(m->info.device.kind), m->info.device.name, m->info.device.isa,

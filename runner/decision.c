@@ -172,6 +172,13 @@ int decision_use_cpu(struct decision *d, const struct decision_policy *policy)
     return 0;
 }
 
+void decision_log_loading(const struct decision *d, const char *model_path)
+{
+    log_info("Loading model %s with the %s", model_path,
+             d->fast ? "fast engine (paged attention, continuous batching)"
+                     : "standard engine (static batches)");
+}
+
 void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX])
 {
     if (d->device == DEVICE_CUDA && d->attention != ATTENTION_FLASH && d->automatic)

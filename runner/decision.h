@@ -55,6 +55,9 @@ int decision_use_standard_engine(struct decision *d, const struct decision_polic
  * or -1 with that error. Warns. The attention kernel is to be chosen anew. */
 int decision_use_cpu(struct decision *d, const struct decision_policy *policy);
 
+/* Says that this model is being loaded, and for which engine. */
+void decision_log_loading(const struct decision *d, const char *model_path);
+
 /* The lines users look for: which kernel on which device, and what was fallen back from; that
  * warning is shown when it differs from warned_of, which is then set to it. */
 void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX]);

@@ -88,6 +88,7 @@ static int load_model(struct worker *w, const struct model_group *group, enum de
     if (device == DEVICE_CUDA && w->gpu < 0)
         return err_set(ERR_RUN, "no GPU is left for this rank: the host has more ranks than GPUs");
     send_pulse(w, true);
+    decision_log_loading(&w->opening.decision, options.path);
     if (model_open(&w->model, &options) != 0)
         return -1;
     w->loaded = group;

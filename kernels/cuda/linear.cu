@@ -16,7 +16,9 @@
 #include "kernels/cuda/cuda.cuh"
 
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper */
 #define MAX_CANDIDATES  12
@@ -164,14 +166,19 @@ static int find_candidates(cublasLtMatmulAlgo_t out[MAX_CANDIDATES], const struc
 
 /* ---- the self-check ---- */
 
+/* Algorithms of a range that are compared with each other. */
+#define MAX_CHOICES (N_RANGES + MAX_CANDIDATES)
+
+/* Products of all algorithms of a range are enqueued before the host waits for what they gave. */
 struct check {
     const void *w;
-    void *x;        /* [n_rows, n_in], row i equal to row i % PERIOD  */
-    void *y;        /* [n_rows, n_out]                                */
-    void *standard; /* [PERIOD, n_out]: what all algorithms must give */
-    int *differences;
+    char *memory;     /* of the following                             */
+    char *x;          /* [n_rows, n_in], row i equal to row i % PERIOD  */
+    char *y;          /* [n_rows, n_out]                                */
+    char *standard;   /* [PERIOD, n_out]: what all algorithms must give */
+    int *differences; /* [MAX_CHOICES]                                  */
     int n_rows;
-    cudaEvent_t start, end;
+    cudaEvent_t event[MAX_CHOICES + 1];
 };
 
 template <typename T> static __global__ void fill_rows_kernel(T *x, int n_in, size_t n)
@@ -199,17 +206,25 @@ static int check_open(struct check *c, struct cuda_device *d, const struct plan 
     const int n_threads = 256;
     size_t row_bytes = (size_t)p->n_out * dtype_bytes(p->out_dtype);
     *c = {};
-    CUDA_CHECK(cudaEventCreate(&c->start));
-    CUDA_CHECK(cudaEventCreate(&c->end));
+    for (size_t i = 0; i < ARRAY_LEN(c->event); i++)
+        CUDA_CHECK(cudaEventCreate(&c->event[i]));
     c->w = w;
     c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), MAX_CHECK_ROWS);
-    size_t n = (size_t)c->n_rows * (size_t)p->n_in;
-    c->x = cuda_alloc(&d->base, n * dtype_bytes(d->base.act_dtype));
-    c->y = c->x ? cuda_alloc(&d->base, (size_t)c->n_rows * row_bytes) : NULL;
-    c->standard = c->y ? cuda_alloc(&d->base, PERIOD * row_bytes) : NULL;
-    c->differences = c->standard ? (int *)cuda_alloc(&d->base, sizeof(int)) : NULL;
-    if (!c->differences)
+    size_t n = (size_t)c->n_rows * (size_t)p->n_in, offset[4];
+    const size_t bytes[] = {n * dtype_bytes(d->base.act_dtype), c->n_rows * row_bytes,
+                            PERIOD * row_bytes, MAX_CHOICES * sizeof(int)};
+    size_t total = 0;
+    for (size_t i = 0; i < ARRAY_LEN(bytes); i++) {
+        offset[i] = total;
+        total += CEIL_DIV(bytes[i], (size_t)256) * 256;
+    }
+    c->memory = (char *)cuda_alloc(&d->base, total);
+    if (!c->memory)
         return err_prefix("choosing matrix products");
+    c->x = c->memory + offset[0];
+    c->y = c->memory + offset[1];
+    c->standard = c->memory + offset[2];
+    c->differences = (int *)(c->memory + offset[3]);
     CUDA_DISPATCH(
         d->base.act_dtype, T,
         fill_rows_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
@@ -221,35 +236,51 @@ static int check_open(struct check *c, struct cuda_device *d, const struct plan 
 static void check_close(struct check *c, struct cuda_device *d)
 {
     CUDA_CHECK(cudaStreamSynchronize(d->stream));
-    cuda_free(&d->base, c->x);
-    cuda_free(&d->base, c->y);
-    cuda_free(&d->base, c->standard);
-    cuda_free(&d->base, c->differences);
-    CUDA_CHECK(cudaEventDestroy(c->start));
-    CUDA_CHECK(cudaEventDestroy(c->end));
+    cuda_free(&d->base, c->memory);
+    for (size_t i = 0; i < ARRAY_LEN(c->event); i++)
+        CUDA_CHECK(cudaEventDestroy(c->event[i]));
 }
 
-/* Whether the algorithm gives the standard result at both ends of a range. */
-static bool check_passes(const struct check *c, struct cuda_device *d, const struct plan *p,
-                         const cublasLtMatmulAlgo_t *algo, int range)
+/* The rows of a range's first and largest product, as many as the check has: all ranges beyond it
+ * are checked with the same product. */
+static int first_rows(const struct check *c, int range)
 {
-    const int n_threads = 256;
-    int first = range == 0 ? 1 : range_end[range - 1] + 1;
-    const int n_rows[] = {MIN(first, c->n_rows), MIN(range_end[range], c->n_rows)};
+    return MIN(range == 0 ? 1 : range_end[range - 1] + 1, c->n_rows);
+}
+
+static int last_rows(const struct check *c, int range)
+{
+    return MIN(range_end[range], c->n_rows);
+}
+
+static void check_clear(const struct check *c, struct cuda_device *d)
+{
+    CUDA_CHECK(cudaMemsetAsync(c->differences, 0, MAX_CHOICES * sizeof(int), d->stream));
+}
+
+/* Adds to differences[counter] in how many places the algorithm's products at both ends of a range
+ * differ from the standard. false: it cannot do them. */
+static bool check_range(const struct check *c, struct cuda_device *d, const struct plan *p,
+                        const cublasLtMatmulAlgo_t *algo, int range, int counter)
+{
+    const int n_threads = 256, n_rows[] = {first_rows(c, range), last_rows(c, range)};
     int row_words = (int)((size_t)p->n_out * dtype_bytes(p->out_dtype) / sizeof(uint16_t));
-    CUDA_CHECK(cudaMemsetAsync(c->differences, 0, sizeof(int), d->stream));
-    for (size_t i = 0; i < ARRAY_LEN(n_rows); i++) {
+    for (size_t i = n_rows[0] == n_rows[1]; i < ARRAY_LEN(n_rows); i++) {
         if (multiply(d, p, c->y, c->x, c->w, n_rows[i], algo) != CUBLAS_STATUS_SUCCESS)
             return false;
         size_t n = (size_t)n_rows[i] * (size_t)row_words;
         count_differences_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0,
-                                   d->stream>>>(c->differences, (const uint16_t *)c->y,
+                                   d->stream>>>(c->differences + counter, (const uint16_t *)c->y,
                                                 (const uint16_t *)c->standard, row_words, n);
         CUDA_CHECK_LAUNCH();
     }
-    int differences;
-    cuda_download(&d->base, &differences, c->differences, sizeof(differences));
-    return differences == 0;
+    return true;
+}
+
+/* Waits for the checks since check_clear(). */
+static void check_read(const struct check *c, struct cuda_device *d, int differences[MAX_CHOICES])
+{
+    cuda_download(&d->base, differences, c->differences, MAX_CHOICES * sizeof(int));
 }
 
 /* ---- plans ---- */
@@ -271,76 +302,141 @@ static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
                                                 &transposed, sizeof(transposed)));
 }
 
+static bool same_algorithm(const cublasLtMatmulAlgo_t *a, const cublasLtMatmulAlgo_t *b)
+{
+    return memcmp(a, b, sizeof(*a)) == 0;
+}
+
 /* Takes the algorithm as the standard, if its rows do not depend on their number: then it can serve
  * any range. */
 static bool try_standard(struct plan *p, struct cuda_device *d, const struct check *c,
                          const cublasLtMatmulAlgo_t *algo)
 {
+    int differences[MAX_CHOICES];
     if (multiply(d, p, c->standard, c->x, c->w, PERIOD, algo) != CUBLAS_STATUS_SUCCESS)
         return false;
-    for (int range = p->n_ranges - 1; range >= 0; range--) {
-        if (!check_passes(c, d, p, algo, range))
+    check_clear(c, d);
+    for (int range = 0; range < p->n_ranges; range++) {
+        bool repeats = range > 0 && first_rows(c, range - 1) == c->n_rows;
+        if (!repeats && !check_range(c, d, p, algo, range, 0))
             return false;
         p->algo[range] = *algo;
     }
-    return true;
+    check_read(c, d, differences);
+    return differences[0] == 0;
 }
 
-/* Seconds of a product of the most rows of the range that the check has room for. */
-static double time_algorithm(const struct check *c, struct cuda_device *d, const struct plan *p,
-                             const cublasLtMatmulAlgo_t *algo, int range)
+/* Algorithms that a range may take, each once. */
+struct choices {
+    int n;
+    cublasLtMatmulAlgo_t algo[MAX_CHOICES];
+    float ms[MAX_CHOICES]; /* of a few products; INFINITY: other results, or none */
+};
+
+static void choices_add(struct choices *o, const cublasLtMatmulAlgo_t *algo)
+{
+    for (int i = 0; i < o->n; i++) {
+        if (same_algorithm(&o->algo[i], algo))
+            return;
+    }
+    o->algo[o->n++] = *algo;
+}
+
+/* Checks and times the choices from `first` on, with the most rows of the range. */
+static void choices_time(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
+                         const struct check *c, int range)
 {
     const int n_runs = 3;
-    float ms;
-    CUDA_CHECK(cudaEventRecord(c->start, d->stream));
-    for (int i = 0; i < n_runs; i++)
-        CUBLAS_CHECK(multiply(d, p, c->y, c->x, c->w, MIN(range_end[range], c->n_rows), algo));
-    CUDA_CHECK(cudaEventRecord(c->end, d->stream));
-    CUDA_CHECK(cudaEventSynchronize(c->end));
-    CUDA_CHECK(cudaEventElapsedTime(&ms, c->start, c->end));
-    return ms / 1e3 / n_runs;
+    int differences[MAX_CHOICES];
+    bool runs[MAX_CHOICES];
+    check_clear(c, d);
+    for (int i = first; i < o->n; i++)
+        runs[i] = check_range(c, d, p, &o->algo[i], range, i);
+    check_read(c, d, differences);
+    CUDA_CHECK(cudaEventRecord(c->event[first], d->stream));
+    for (int i = first; i < o->n; i++) {
+        for (int run = 0; run < n_runs && runs[i] && differences[i] == 0; run++)
+            CUBLAS_CHECK(multiply(d, p, c->y, c->x, c->w, last_rows(c, range), &o->algo[i]));
+        CUDA_CHECK(cudaEventRecord(c->event[i + 1], d->stream));
+    }
+    CUDA_CHECK(cudaEventSynchronize(c->event[o->n]));
+    for (int i = first; i < o->n; i++) {
+        CUDA_CHECK(cudaEventElapsedTime(&o->ms[i], c->event[i], c->event[i + 1]));
+        if (!runs[i] || differences[i] != 0)
+            o->ms[i] = INFINITY;
+    }
 }
 
-/* Times candidates first .. n - 1 and takes the fastest that passes, if it beats best_s; returns
- * the time of the one taken, or best_s. */
-static double take_fastest(struct plan *p, struct cuda_device *d, const struct check *c, int range,
-                           const cublasLtMatmulAlgo_t *candidate, int n, double best_s)
+static int choices_fastest(const struct choices *o)
 {
+    int best = 0;
+    for (int i = 1; i < o->n; i++)
+        best = o->ms[i] < o->ms[best] ? i : best;
+    return best;
+}
+
+/* Up to 512 rows the library's first choice without split sums is at times ten times slower than
+ * another one (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer
+ * ranges; if it does not, all candidates are timed. */
+static void choose_by_time(struct plan *p, struct cuda_device *d, const struct check *c, int range,
+                           const cublasLtMatmulAlgo_t *candidate, int n)
+{
+    struct choices o = {};
+    if (n > 0)
+        choices_add(&o, &candidate[0]);
+    for (int longer = range + 1; longer < p->n_ranges; longer++)
+        choices_add(&o, &p->algo[longer]);
+    choices_time(&o, 0, p, d, c, range);
+    int n_timed = o.n, best = choices_fastest(&o);
+    if (n > 0 && best > 0) {
+        for (int i = 1; i < n; i++)
+            choices_add(&o, &candidate[i]);
+        if (o.n > n_timed)
+            choices_time(&o, n_timed, p, d, c, range);
+        best = choices_fastest(&o);
+    }
+    p->algo[range] = o.algo[best];
+}
+
+/* Whether a check of this range would repeat one that the algorithm has passed. */
+static bool is_checked(const struct plan *p, const struct check *c,
+                       const cublasLtMatmulAlgo_t *algo, int range)
+{
+    if (same_algorithm(algo, &p->algo[p->n_ranges - 1])) /* the standard */
+        return true;
+    return first_rows(c, range) == c->n_rows && same_algorithm(algo, &p->algo[range + 1]);
+}
+
+/* The library's first choice that has the standard's results. */
+static void choose_by_estimate(struct plan *p, struct cuda_device *d, const struct check *c,
+                               int range, const cublasLtMatmulAlgo_t *candidate, int n)
+{
+    int differences[MAX_CHOICES];
     for (int i = 0; i < n; i++) {
-        if (!check_passes(c, d, p, &candidate[i], range))
-            continue;
-        double s = time_algorithm(c, d, p, &candidate[i], range);
-        if (s < best_s) {
-            best_s = s;
+        bool passes = is_checked(p, c, &candidate[i], range);
+        if (!passes) {
+            check_clear(c, d);
+            passes = check_range(c, d, p, &candidate[i], range, 0);
+            check_read(c, d, differences);
+            passes = passes && differences[0] == 0;
+        }
+        if (passes) {
             p->algo[range] = candidate[i];
+            return;
         }
     }
-    return best_s;
 }
 
-/* Replaces the standard algorithm in a range by a faster one with the same results. Up to 512 rows
- * the library's first choice without split sums is at times ten times slower than another one
- * (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer ranges; if it
- * does not, all candidates are timed. */
+/* Replaces the standard algorithm in a range by a faster one with the same results. */
 static void choose_algorithm(struct plan *p, struct cuda_device *d, const struct check *c,
                              int range)
 {
     cublasLtMatmulAlgo_t candidate[MAX_CANDIDATES];
     int n = find_candidates(candidate, d, p, tuned_rows(range));
-    if (range_end[range] > c->n_rows) {
-        for (int i = 0; i < n; i++) {
-            if (check_passes(c, d, p, &candidate[i], range)) {
-                p->algo[range] = candidate[i];
-                break;
-            }
-        }
-        return;
-    }
-    double longer_s =
-        take_fastest(p, d, c, range, p->algo + range + 1, p->n_ranges - range - 1, 1e9);
-    double first_s = take_fastest(p, d, c, range, candidate, MIN(n, 1), longer_s);
-    if (first_s == longer_s)
-        take_fastest(p, d, c, range, candidate + 1, n - 1, longer_s);
+    if (range_end[range] > c->n_rows)
+        choose_by_estimate(p, d, c, range, candidate, n);
+    else
+        choose_by_time(p, d, c, range, candidate, n);
 }
 
 /* Fills in the algorithms of the first n_ranges ranges. */

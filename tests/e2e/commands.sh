@@ -24,6 +24,8 @@ done
 exits "generate answers a prompt" 0 "$quire" generate --model configs/models/demo \
     --prompt "12 plus 34 is" --max-tokens 32 --temperature 0
 prints "generate: the sum is right" '46'
+prints "generate names the engine that the model is loaded for" \
+    '^\[\*\] Loading model configs/models/demo with the fast engine \(paged attention, continuous batching\)$'
 exits "generate without a model" 2 "$quire" generate --prompt "12 plus 34 is"
 exits "generate with a model that is not there" 65 "$quire" generate --model "$work/none" \
     --prompt x --max-tokens 4

@@ -6,6 +6,8 @@
 
 db=$work/demo.db
 exits "the demo runs" 0 "$quire" run configs/demo.yaml --results "$db"
+prints "it names the engine that the model is loaded for" \
+    '^\[\*\] Loading model .*/demo with the fast engine \(paged attention, continuous batching\)$'
 prints "it names the attention kernel" '^\[\*\] Using (flash|eager) attention'
 prints "it names the engine and its memory" '^\[\*\] Fast engine initialised: [0-9]+ KV blocks of 64 tokens'
 sql_equal "eight tasks, all done" "$db" "select count(*), sum(state = 'done') from attempts" "8|8"

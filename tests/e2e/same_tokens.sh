@@ -79,6 +79,8 @@ variant "prefix cache off" engine.enable_prefix_caching=false
 sql_equal "prefix cache off: nothing was found" "$latest" \
     "select sum(cached_tokens) from attempts" 0
 variant "standard engine" USE_FAST_ENGINE=0
+prints "standard engine: the log names it" \
+    '^\[\*\] Loading model .* with the standard engine \(static batches\)$'
 attempts_show "standard engine: it ran" "engine_used = 'standard'"
 variant "two threads" engine.num_threads=2
 variant "one task at a time" schedule=exclusive

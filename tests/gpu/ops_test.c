@@ -2,7 +2,10 @@
  * precision and against the CPU; that a row does not notice the rows beside it; that a recorded
  * step does what the direct one does.
  *
+ *   ops_test [--small]
+ *
  * Needs a GPU and quire_cuda.so beside the program or in ../lib/quire; skips itself otherwise.
+ * --small, for compute-sanitizer: every kernel, but fewer shapes and rows.
  */
 #include "tests/ops_reference.h"
 
@@ -15,6 +18,14 @@
 static const double rounding[DTYPE_N] = {0x1p-23, 0x1p-8, 0x1p-11};
 #define SUM_ERROR     2e-6
 #define SMALLEST_STEP 0x1p-24 /* of float16 */
+
+/* Set by main for --small; the tests have no other way to hear of it. */
+#define SMALL_VARIABLE "QUIRE_OPS_TEST_SMALL"
+
+static bool is_small(void)
+{
+    return getenv(SMALL_VARIABLE) != NULL;
+}
 
 static struct device *open_gpu(enum dtype act_dtype)
 {
@@ -201,6 +212,12 @@ static void a_row_of_linear_does_not_depend_on_the_number_of_rows(void **state)
     static const int shapes[][2] = {{4096, 1024}, {1024, 2048}, {6144, 1024},  {1024, 3072},
                                     {6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}};
     struct device *device = open_gpu(DTYPE_BF16);
+    if (is_small()) { /* cuBLASLt's matrices, and those of the plain kernel */
+        check_rows(device, 1024, 2048, DTYPE_BF16, 300, false);
+        check_rows(device, 64, 173, DTYPE_BF16, 300, false);
+        device->ops->close(device);
+        return;
+    }
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
         check_rows(device, shapes[i][0], shapes[i][1], DTYPE_BF16, 300, i < 4);
     check_rows(device, 151936, 1024, DTYPE_F32, 300, false);
@@ -553,19 +570,20 @@ static float *make_logits(int n, int vocab, float amplitude, bool same_rows)
 static void draws_have_the_exact_distribution(void **state)
 {
     (void)state;
-    enum { VOCAB = 515, N = 20000 };
+    enum { VOCAB = 515 };
+    const int n = is_small() ? 200 : 20000;
     struct device *device = open_gpu(DTYPE_BF16);
-    float *logits = make_logits(N, VOCAB, 3, true);
+    float *logits = make_logits(n, VOCAB, 3, true);
     double *p = xcalloc(VOCAB, sizeof(double));
     for (size_t c = 1; c < ARRAY_LEN(sampling_cases); c++) {
-        int *sampled = sample_rows(device, logits, N, VOCAB, &sampling_cases[c]),
+        int *sampled = sample_rows(device, logits, n, VOCAB, &sampling_cases[c]),
             count[VOCAB] = {0};
         double chi = 0, degrees = 0;
         reference_sampling(p, logits, VOCAB, &sampling_cases[c]);
-        for (int i = 0; i < N; i++)
+        for (int i = 0; i < n; i++)
             count[sampled[i]]++;
         for (int i = 0; i < VOCAB; i++) {
-            double expected = p[i] * N, sigma = sqrt(expected * (1 - p[i]));
+            double expected = p[i] * n, sigma = sqrt(expected * (1 - p[i]));
             if (p[i] == 0)
                 assert_int_equal(count[i], 0);
             assert_near(count[i], expected, 5 * sigma + 5, "draws", (size_t)i);
@@ -584,10 +602,11 @@ static void draws_are_those_of_the_cpu(void **state)
 {
     (void)state;
     static const int vocabs[] = {7, 512, 2048, 4097, 151936};
+    size_t n_vocabs = ARRAY_LEN(vocabs) - is_small(); /* without the largest */
     struct device *gpu = open_gpu(DTYPE_BF16);
     struct device *cpu = backend_cpu.open(&(struct device_options){0});
-    for (size_t v = 0; v < ARRAY_LEN(vocabs); v++) {
-        int n = vocabs[v] > 100000 ? 24 : 1000, different = 0, drawn = 0;
+    for (size_t v = 0; v < n_vocabs; v++) {
+        int n = vocabs[v] > 100000 ? 24 : is_small() ? 64 : 1000, different = 0, drawn = 0;
         float *logits = make_logits(n, vocabs[v], 4, false);
         for (size_t c = 0; c < ARRAY_LEN(sampling_cases); c++) {
             int *a = sample_rows(gpu, logits, n, vocabs[v], &sampling_cases[c]);
@@ -778,8 +797,10 @@ static void what_cannot_be_had_is_refused_with_a_reason(void **state)
     device->ops->close(device);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "--small") == 0)
+        setenv(SMALL_VARIABLE, "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_cannot_be_had_is_refused_with_a_reason),
         cmocka_unit_test(bytes_arrive_as_they_were_sent),
