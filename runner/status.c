@@ -13,17 +13,37 @@
 
 #define RATE_MIN_SAMPLES 30 /* fewer than these say little about the rate */
 
-#define SECONDS_AGO(time)  "(86400 * (julianday('now') - julianday(" time ")))"
-#define IN_QUOTES(number)  #number
-#define SQL_NUMBER(number) IN_QUOTES(number)
-
-/* Runs with a worker that was seen just now. */
-static const char live_sql[] =
-    "WITH live AS (SELECT run_id, min(r.started_at) AS started_at FROM runs r"
-    " JOIN workers w USING (run_id) WHERE r.ended_at IS NULL AND w.state NOT IN ('ended', 'lost')"
-    " AND " SECONDS_AGO("w.seen_at") " <= " SQL_NUMBER(STATUS_SILENT_SECONDS) " GROUP BY run_id)";
+/* What every question can use: `seen`, the workers with how long ago they were seen, and `live`,
+ * the runs with a worker that was seen just now. */
+static const char prelude[] =
+    "WITH seen AS (SELECT *, max(0, 86400 * (julianday('now') - julianday(seen_at))) AS seen_s"
+    "  FROM workers),"
+    " live AS (SELECT run_id, 86400 * (julianday('now') - julianday(min(r.started_at))) AS age_s"
+    "  FROM runs r JOIN seen w USING (run_id) WHERE r.ended_at IS NULL"
+    "  AND w.state NOT IN ('ended', 'lost') AND w.seen_s <= %g GROUP BY run_id), ";
 
 /* ---- reading rows ---- */
+
+/* Runs the prelude and the rest of a WITH statement, which printf fills in. */
+static int query(struct store *store, store_row_fn row, void *user, const char *format, ...)
+    PRINTF_LIKE(4, 5);
+
+static int query(struct store *store, store_row_fn row, void *user, const char *format, ...)
+{
+    struct str sql = {0};
+    char *rest;
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(&rest, format, args) < 0)
+        die("out of memory: a statement");
+    va_end(args);
+    str_appendf(&sql, prelude, STATUS_SILENT_SECONDS);
+    str_append_c(&sql, rest);
+    int rc = store_query(store, sql.data, row, user);
+    str_free(&sql);
+    free(rest);
+    return rc;
+}
 
 static int64_t integer_at(const char *const *values, int i)
 {
@@ -84,23 +104,21 @@ static int add_task(void *user, int n, const char *const *names, const char *con
  * the one that ran last counts. (SQLite takes other columns from the row of max().) */
 static int read_tasks(struct task_rows *rows, struct store *store, bool all)
 {
-    char *sql = xasprintf(
-        "%s, latest AS (SELECT r.experiment_id, max(r.started_at) FROM runs r"
-        " JOIN experiments e USING (experiment_id) GROUP BY e.name),"
+    return query(
+        store, add_task, rows,
+        "latest AS (SELECT r.experiment_id, max(r.started_at) FROM runs r"
+        "  JOIN experiments e USING (experiment_id) GROUP BY e.name),"
         " counted AS (SELECT t.task_id, t.key, t.n_samples,"
         "  count(s.sample_id) - count(s.error) AS ok, count(s.error) AS bad"
         "  FROM tasks t LEFT JOIN samples s USING (task_id)"
-        "  WHERE %s t.experiment_id IN (SELECT experiment_id FROM latest) GROUP BY t.task_id)"
+        "  WHERE %d OR t.experiment_id IN (SELECT experiment_id FROM latest) GROUP BY t.task_id)"
         " SELECT key, n_samples, ok, bad, CASE WHEN n_samples > 0 AND ok >= n_samples THEN %d"
         " WHEN EXISTS (SELECT 1 FROM attempts a JOIN live USING (run_id)"
         "  WHERE a.task_id = c.task_id AND a.state = 'running') THEN %d"
         " WHEN (n_samples > 0 AND ok + bad >= n_samples) OR 'failed' = (SELECT a.state"
         "  FROM attempts a WHERE a.task_id = c.task_id ORDER BY a.started_at DESC, a.attempt_id DESC"
         "  LIMIT 1) THEN %d ELSE %d END FROM counted c ORDER BY key",
-        live_sql, all ? "1 OR" : "", TASK_DONE, TASK_RUNNING, TASK_FAILED, TASK_PENDING);
-    int rc = store_query(store, sql, add_task, rows);
-    free(sql);
-    return rc;
+        all, TASK_DONE, TASK_RUNNING, TASK_FAILED, TASK_PENDING);
 }
 
 static void count_task(struct status *s, const struct task_row *row)
@@ -200,21 +218,18 @@ static int read_recent(void *user, int n, const char *const *names, const char *
  * sample's time, and stand in while there are no others. */
 static int query_recent(struct recent *out, struct store *store, double window_s)
 {
-    char *sql = xasprintf(
-        "%s, recent AS (SELECT min(%.1f, max(1, max(" SECONDS_AGO(
-            "started_at") "))) AS window_s FROM live),"
-                          " ticks AS (SELECT avg(t.output_tps) AS tps FROM live"
-                          "  JOIN timeseries t USING (run_id) WHERE t.t_s >= (SELECT max(u.t_s)"
-                          "  FROM timeseries u WHERE u.run_id = live.run_id) - 60 GROUP BY run_id)"
-                          " SELECT count(s.sample_id), window_s,"
-                          " coalesce((SELECT sum(tps) FROM ticks), sum(s.n_output_tokens) / window_s)"
-                          " FROM recent LEFT JOIN samples s ON s.error IS NULL AND s.attempt_id IN"
-                          " (SELECT attempt_id FROM attempts JOIN live USING (run_id))"
-                          " AND " SECONDS_AGO("s.finished_at") " <= window_s",
-        live_sql, window_s);
-    int rc = store_query(store, sql, read_recent, out);
-    free(sql);
-    return rc;
+    return query(
+        store, read_recent, out,
+        "recent AS (SELECT min(%.1f, max(1, max(age_s))) AS window_s FROM live),"
+        " ticks AS (SELECT avg(t.output_tps) AS tps FROM live JOIN timeseries t USING (run_id)"
+        "  WHERE t.t_s >= (SELECT max(u.t_s) FROM timeseries u WHERE u.run_id = live.run_id) - 60"
+        "  GROUP BY run_id)"
+        " SELECT count(s.sample_id), window_s,"
+        " coalesce((SELECT sum(tps) FROM ticks), sum(s.n_output_tokens) / window_s)"
+        " FROM recent LEFT JOIN samples s ON s.error IS NULL"
+        " AND s.attempt_id IN (SELECT attempt_id FROM attempts JOIN live USING (run_id))"
+        " AND 86400 * (julianday('now') - julianday(s.finished_at)) <= window_s",
+        window_s);
 }
 
 static int read_rates(struct status *s, struct store *store)
@@ -235,21 +250,6 @@ static int read_rates(struct status *s, struct store *store)
 }
 
 /* ---- workers and events ---- */
-
-/* A silent worker is of interest until its successor has begun: a later run on the same database,
- * which for a shard has the same array index. */
-static const char workers_sql[] =
-    "SELECT w.host, coalesce(r.slurm_array_job_id || '_' || r.slurm_array_task_id,"
-    " r.slurm_job_id), w.device, CASE WHEN w.state NOT IN ('ended', 'lost')"
-    " AND " SECONDS_AGO("w.seen_at") " > " SQL_NUMBER(
-        STATUS_SILENT_SECONDS) " THEN 'silent' ELSE w.state END AS shown, w.rank, w.task_index,"
-                               " w.n_done, CASE WHEN w.wall_s > 0 THEN w.busy_s / w.wall_s END,"
-                               " max(0, " SECONDS_AGO(
-                                   "w.seen_at") ") AS seen_s"
-                                                " FROM workers w JOIN runs r USING (run_id) WHERE r.ended_at IS NULL AND (seen_s <= " SQL_NUMBER(
-                                                    STATUS_SILENT_SECONDS) " OR (seen_s <= " SQL_NUMBER(STATUS_FORGET_SECONDS) " AND NOT EXISTS"
-                                                                                                                               " (SELECT 1 FROM runs q WHERE q.slurm_array_task_id IS r.slurm_array_task_id"
-                                                                                                                               "  AND q.started_at > r.started_at))) ORDER BY r.started_at, r.run_id, w.rank";
 
 static int add_worker(void *user, int n, const char *const *names, const char *const *values,
                       const bool *is_number)
@@ -272,14 +272,24 @@ static int add_worker(void *user, int n, const char *const *names, const char *c
     return 0;
 }
 
-/* Equal events of a run are one, as when all its tasks fall back for one reason. */
-static const char events_sql[] =
-    "SELECT * FROM (SELECT max(at) AS last, kind, detail, count(*) FROM"
-    " (SELECT at, kind, detail, run_id FROM events UNION ALL"
-    "  SELECT ended_at, 'ended', 'the run on ' || coalesce(host, '?') || ' ended with exit code '"
-    "  || exit_code, run_id FROM runs WHERE exit_code IS NOT NULL)"
-    " GROUP BY run_id, kind, detail ORDER BY last DESC LIMIT " SQL_NUMBER(
-        STATUS_MAX_EVENTS) ") ORDER BY last";
+/* A silent worker is of interest until its successor has begun: a later run on the same database,
+ * which for a shard has the same array index. */
+static int read_workers(struct status *s, struct store *store)
+{
+    return query(store, add_worker, s,
+                 "shown AS (SELECT w.*, r.started_at AS begun_at, r.slurm_job_id,"
+                 "  r.slurm_array_job_id, r.slurm_array_task_id, w.seen_s > %g AS is_silent"
+                 "  FROM seen w JOIN runs r USING (run_id) WHERE r.ended_at IS NULL)"
+                 " SELECT host, coalesce(slurm_array_job_id || '_' || slurm_array_task_id,"
+                 "  slurm_job_id), device, CASE WHEN is_silent AND state NOT IN ('ended', 'lost')"
+                 "  THEN 'silent' ELSE state END, rank, task_index, n_done,"
+                 "  CASE WHEN wall_s > 0 THEN busy_s / wall_s END, seen_s"
+                 " FROM shown WHERE NOT is_silent OR (seen_s <= %g AND NOT EXISTS"
+                 "  (SELECT 1 FROM runs q WHERE q.started_at > begun_at"
+                 "  AND q.slurm_array_task_id IS shown.slurm_array_task_id))"
+                 " ORDER BY begun_at, run_id, rank",
+                 STATUS_SILENT_SECONDS, STATUS_FORGET_SECONDS);
+}
 
 static int add_event(void *user, int n, const char *const *names, const char *const *values,
                      const bool *is_number)
@@ -292,6 +302,19 @@ static int add_event(void *user, int n, const char *const *names, const char *co
     s->event[s->n_events++] = (struct status_event){text_at(values, 0), text_at(values, 1),
                                                     text_at(values, 2), integer_at(values, 3)};
     return 0;
+}
+
+/* Equal events of a run are one, as when all its tasks fall back for one reason. */
+static int read_events(struct status *s, struct store *store)
+{
+    return query(store, add_event, s,
+                 "listed AS (SELECT at, kind, detail, run_id FROM events UNION ALL"
+                 "  SELECT ended_at, 'ended', 'the run on ' || coalesce(host, '?') || ' ended with"
+                 " exit code ' || exit_code, run_id FROM runs WHERE exit_code IS NOT NULL),"
+                 " last AS (SELECT max(at) AS at, kind, detail, count(*) AS n FROM listed"
+                 "  GROUP BY run_id, kind, detail ORDER BY max(at) DESC LIMIT %d)"
+                 " SELECT at, kind, detail, n FROM last ORDER BY at",
+                 STATUS_MAX_EVENTS);
 }
 
 /* ---- the job array ---- */
@@ -385,8 +408,7 @@ static int read_names(struct status *s, struct store *store)
 static int read_store(struct status *s, struct store *store, struct work_list *plan)
 {
     if ((!s->experiment && read_names(s, store) != 0) || count_tasks(s, store, &plan) != 0 ||
-        read_rates(s, store) != 0 || store_query(store, workers_sql, add_worker, s) != 0 ||
-        store_query(store, events_sql, add_event, s) != 0)
+        read_rates(s, store) != 0 || read_workers(s, store) != 0 || read_events(s, store) != 0)
         return -1;
     return plan ? find_missing(s, store, plan) : 0;
 }
