@@ -304,15 +304,15 @@ static int add_event(void *user, int n, const char *const *names, const char *co
     return 0;
 }
 
-/* Equal events of a run are one, as when all its tasks fall back for one reason. */
+/* Equal events are one, as when all tasks of all workers fall back for one reason. */
 static int read_events(struct status *s, struct store *store)
 {
     return query(store, add_event, s,
-                 "listed AS (SELECT at, kind, detail, run_id FROM events UNION ALL"
-                 "  SELECT ended_at, 'ended', 'the run on ' || coalesce(host, '?') || ' ended with"
-                 " exit code ' || exit_code, run_id FROM runs WHERE exit_code IS NOT NULL),"
+                 "listed AS (SELECT at, kind, detail FROM events UNION ALL"
+                 "  SELECT ended_at, 'ended', 'a run on ' || coalesce(host, '?') || ' ended with"
+                 " exit code ' || exit_code FROM runs WHERE exit_code IS NOT NULL),"
                  " last AS (SELECT max(at) AS at, kind, detail, count(*) AS n FROM listed"
-                 "  GROUP BY run_id, kind, detail ORDER BY max(at) DESC LIMIT %d)"
+                 "  GROUP BY kind, detail ORDER BY max(at) DESC LIMIT %d)"
                  " SELECT at, kind, detail, n FROM last ORDER BY at",
                  STATUS_MAX_EVENTS);
 }

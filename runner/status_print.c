@@ -38,10 +38,14 @@ static void print_counts(FILE *out, const char *what, const struct status_counts
 
 static void print_rates(FILE *out, const struct status *s)
 {
-    char window[32], eta[32], tps[32];
+    char rate[32], window[32], eta[32], tps[32];
     if (s->rate_window_s <= 0)
         return;
-    fprintf(out, "  %-10s %.3g samples/s, %s output tok/s (last %s)\n", "rate", s->samples_per_s,
+    if (s->samples_per_s < 100)
+        snprintf(rate, sizeof(rate), "%.3g", s->samples_per_s);
+    else
+        format_count(rate, (int64_t)llround(s->samples_per_s));
+    fprintf(out, "  %-10s %s samples/s, %s output tok/s (last %s)\n", "rate", rate,
             format_count(tps, (int64_t)llround(s->output_tps)),
             format_seconds(window, s->rate_window_s));
     if (s->samples.pending)

@@ -214,7 +214,7 @@ static void workers_of_a_run_that_ended_are_not_shown(void **state)
     assert_int_equal(s.tasks.running, 0);
     assert_int_equal(s.n_events, 1);
     assert_string_equal(s.event[0].kind, "ended");
-    assert_string_equal(s.event[0].detail, "the run on node1 ended with exit code 75");
+    assert_string_equal(s.event[0].detail, "a run on node1 ended with exit code 75");
     status_free(&s);
     free(path);
 }
