@@ -248,7 +248,9 @@ static void an_array_with_gaps_keeps_its_ids(void **state)
         {"9", "7", "9", "1", "3", "16", true, {9, 16}},
         {"5", NULL, NULL, NULL, NULL, "6", true, {5, 6}},
     };
+    log_set_level("quiet");
     check_arrays(cases, ARRAY_LEN(cases));
+    log_set_level("info");
 }
 
 static void a_count_that_cannot_be_is_ignored(void **state)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The commands that do not run an experiment: plan, generate, doctor, help; and the example program.
+# The commands beside run and results: plan, status, generate, doctor, help; and the example program.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
@@ -18,6 +18,32 @@ prints "plan --resolved: a default" 'default'
 for config in configs/*.yaml; do
     exits "plan $config" 0 "$quire" plan "$config"
 done
+
+# ---- status ----
+
+status_config=(configs/demo.yaml --set "results=$work/status.db")
+exits "status before the first run" 0 "$quire" status "${status_config[@]}"
+prints "status before the first run: all is pending" 'tasks +0 of 8 done, 8 pending'
+prints "status before the first run: what to do" 'quire run configs/demo\.yaml'
+exits "status of a database that is not there" 65 "$quire" status "$work/status.db"
+exits "a run to ask about" 0 "$quire" run "${status_config[@]}"
+exits "status of a finished experiment, watched" 0 "$quire" status "${status_config[@]}" --watch 60
+prints "status of a finished experiment: tasks" 'tasks +8 of 8 done$'
+exits "status of a database" 0 "$quire" status "$work/status.db" --format json
+prints "status of a database: samples" '"samples":\{"total":128,"done":128,'
+exits "status as CSV" 2 "$quire" status "$work/status.db" --format csv
+exits "status of a database with --set" 2 "$quire" status "$work/status.db" --set sampling.n=2
+exits "status --watch of a negative time" 2 "$quire" status "$work/status.db" --watch -1
+
+# Three of four workers of an array, as Slurm would start them.
+for worker in 0 1 3; do
+    exits "worker $worker of an array" 0 env SLURM_JOB_ID=7$worker SLURM_ARRAY_JOB_ID=70 \
+        SLURM_ARRAY_TASK_ID=$worker QUIRE_ARRAY_COUNT=4 \
+        "$quire" run configs/demo.yaml --results "$work/array.db"
+done
+exits "status of an array" 0 "$quire" status configs/demo.yaml --set "results=$work/array.db"
+prints "status of an array: samples" 'samples +96 of 128 done, 32 pending$'
+prints "status of an array: what to submit" 'sbatch --array=2 --export=ALL,QUIRE_ARRAY_COUNT=4 '
 
 # ---- generate ----
 
@@ -49,10 +75,10 @@ done
 exits "--version" 0 "$quire" --version
 prints "--version: a number" '^quire [0-9]+\.[0-9]+\.[0-9]+'
 exits "--help" 0 "$quire" --help
-for command in run plan results generate doctor; do
+for command in run plan status results generate doctor; do
     prints "--help lists $command" "^ +$command "
 done
-for command in run plan results generate doctor; do
+for command in run plan status results generate doctor; do
     exits "$command --help" 0 "$quire" "$command" --help
     prints "$command --help: usage" "usage: quire $command"
 done
