@@ -6,7 +6,10 @@
  * a step runs.
  *
  * A step has two halves, launch and collect. Nothing between them needs the sampled tokens: the
- * next step's decodes name the lane whose token they take, and the device reads it there.
+ * next step's decodes name the lane whose token they take, and the device reads it there. With
+ * async_scheduling a step is launched before the one in front of it is collected, so that the
+ * device never waits for the host; a sequence that turns out to have ended was then computed once
+ * too often, and that token is dropped.
  */
 #include "engine/engine.h"
 
@@ -24,6 +27,12 @@
 #include "engine/scheduler.h"
 #include "engine/step_batch.h"
 
+/* A step between launch and collect. Its number in the ring is its slot of the device's fetches. */
+struct flight {
+    struct step_rows rows;
+    bool prefills;
+};
+
 struct engine {
     struct model *model;
     struct engine_layout layout;
@@ -31,7 +40,9 @@ struct engine {
     struct scheduler *scheduler;
     struct activations activations;
     struct kv_memory kv;
-    struct step_batch batch;    /* of the step between launch and collect    */
+    struct step_batch batch;    /* of the step that is launched              */
+    struct flight flight[2];    /* launched and not collected, a ring        */
+    int n_flights, next_flight; /* the next slot to take                     */
     struct recording recording; /* of decode steps                           */
     int *sampled;               /* device: [max_num_seqs] by lane            */
     int *sampled_host;          /* [max_num_seqs]                            */
@@ -89,6 +100,8 @@ static int take_memory(struct engine *e)
         return err_prefix("memory for steps of %d tokens", l->limits.max_tokens);
     e->sampled = device->ops->alloc(device, n_lanes * sizeof(int));
     e->sampled_host = xcalloc(n_lanes, sizeof(int));
+    for (size_t i = 0; i < ARRAY_LEN(e->flight); i++)
+        step_rows_init(&e->flight[i].rows, l->options.max_num_seqs);
     if (!e->sampled)
         return -1;
     return kv_memory_init(&e->kv, device, &l->plan, e->model->info.n_layers);
@@ -184,6 +197,8 @@ void engine_close(struct engine *e)
     kv_memory_free(&e->kv);
     device->ops->free(device, e->sampled);
     step_batch_free(&e->batch);
+    for (size_t i = 0; i < ARRAY_LEN(e->flight); i++)
+        step_rows_free(&e->flight[i].rows);
     activations_free(&e->activations, e->model);
     pthread_cond_destroy(&e->work);
     pthread_mutex_destroy(&e->lock);
@@ -236,9 +251,21 @@ bool engine_cancel(struct engine *e, uint64_t id)
 
 /* ---- the end of a request ---- */
 
+/* Nobody wants the tokens that a seq is still to get. */
+static void forget_rows(struct engine *e, const struct seq *seq)
+{
+    for (size_t i = 0; i < ARRAY_LEN(e->flight) && seq->n_unknown > 0; i++) {
+        struct step_rows *rows = &e->flight[i].rows;
+        for (int r = 0; r < rows->n; r++)
+            if (rows->seq[r] == seq)
+                rows->seq[r] = NULL;
+    }
+}
+
 /* Takes a job out of the list and of the scheduler; with the lock held. */
 static void take_out(struct engine *e, struct job *job, enum finish_reason reason)
 {
+    forget_rows(e, &job->seq);
     if (job->prev)
         job->prev->next = job->next;
     else
@@ -337,6 +364,11 @@ static void note_scheduled(struct engine *e, const struct schedule *step)
     e->seqs_sum += step->n_seqs;
 }
 
+static size_t sampled_bytes(const struct engine *e)
+{
+    return (size_t)e->layout.options.max_num_seqs * sizeof(int);
+}
+
 /* The forward pass and the sampling of the batch that was filled last. */
 static void enqueue(void *engine)
 {
@@ -360,56 +392,70 @@ static void enqueue(void *engine)
                                                           .vocab = e->model->info.vocab});
 }
 
-/* Enqueues all of a step on the device. */
+/* Enqueues all of a step on the device, and the fetch of its tokens. */
 static void launch(struct engine *e, const struct schedule *step)
 {
+    struct device *device = e->model->device;
+    int slot = e->next_flight;
+    struct flight *f = &e->flight[slot];
     note_scheduled(e, step);
     kv_memory_copy(&e->kv, step);
     int size = step->n_prefill_tokens == 0 ? recording_size(&e->recording, step->n_seqs) : 0;
-    step_batch_fill(&e->batch, step, e->layout.options.block_size, size);
+    step_batch_fill(&e->batch, step, &f->rows, e->layout.options.block_size, size);
     if (size)
         recording_run(&e->recording, size, enqueue, e);
     else
         enqueue(e);
+    device->ops->fetch_begin(device, slot, e->sampled, sampled_bytes(e));
     scheduler_advance(e->scheduler, step);
+    for (int i = 0; i < f->rows.n; i++)
+        scheduler_add_unknown(f->rows.seq[i]);
+    f->prefills = step->n_prefill_tokens > 0;
     e->waste_sum += scheduler_kv_waste(e->scheduler);
+    e->next_flight = 1 - slot;
+    e->n_flights++;
 }
 
-/* Fetches the tokens of the step that was launched and appends them. */
-static void collect(struct engine *e)
+/* Fetches the tokens of the oldest step in flight. */
+static struct flight *collect(struct engine *e)
 {
     struct device *device = e->model->device;
-    size_t bytes = (size_t)e->layout.options.max_num_seqs * sizeof(int);
-    device->ops->download(device, e->sampled_host, e->sampled, bytes);
+    int slot = e->n_flights == 2 ? e->next_flight : 1 - e->next_flight;
+    struct flight *f = &e->flight[slot];
+    device->ops->fetch_end(device, slot, e->sampled_host, sampled_bytes(e));
     double now_s = time_monotonic_s();
-    for (int i = 0; i < e->batch.n_rows; i++) {
-        struct seq *seq = e->batch.row_seq[i];
-        seq->token[seq->n_tokens++] = e->sampled_host[seq->lane];
-        seq->token_in_lane = true;
+    for (int i = 0; i < f->rows.n; i++) {
+        struct seq *seq = f->rows.seq[i];
+        if (!seq)
+            continue;
+        scheduler_set_known(e->scheduler, seq, e->sampled_host[f->rows.lane[i]]);
         if (seq->first_token_s == 0)
             seq->first_token_s = now_s;
+        e->stats.output_tokens++;
     }
-    e->stats.output_tokens += e->batch.n_rows;
+    e->n_flights--;
+    return f;
 }
 
 /* Callbacks come last, so that they see the statistics of their own step. */
-static void finish_step(struct engine *e)
+static void finish_step(struct engine *e, struct flight *f)
 {
-    struct step_batch *b = &e->batch;
+    struct step_rows rows = f->rows;
     enum finish_reason reason;
+    f->rows.n = 0;
     pthread_mutex_lock(&e->lock);
-    for (int i = 0; i < b->n_rows; i++) {
-        struct job *job = (struct job *)b->row_seq[i];
-        if (job_is_finished(job, &e->model->info, &reason))
+    for (int i = 0; i < rows.n; i++) {
+        struct job *job = (struct job *)rows.seq[i];
+        if (job && job_is_finished(job, &e->model->info, &reason))
             take_out(e, job, reason);
     }
     publish(e);
     pthread_mutex_unlock(&e->lock);
-    for (int i = 0; i < b->n_rows; i++) {
-        struct seq *seq = b->row_seq[i];
-        if (seq->request.on_token)
-            seq->request.on_token(seq->request.user, seq->token[seq->n_tokens - 1]);
-        if (seq->state == SEQ_FINISHED)
+    for (int i = 0; i < rows.n; i++) {
+        struct seq *seq = rows.seq[i];
+        if (seq && seq->request.on_token)
+            seq->request.on_token(seq->request.user, seq->token[seq_n_known(seq) - 1]);
+        if (seq && seq->state == SEQ_FINISHED)
             report((struct job *)seq);
     }
 }
@@ -419,16 +465,19 @@ static bool compute_step(struct engine *e)
     double start_s = time_monotonic_s();
     struct schedule step;
     scheduler_next(e->scheduler, &step);
-    if (step.n_seqs == 0)
+    if (step.n_seqs > 0)
+        launch(e, &step);
+    if (e->n_flights == 0)
         return false;
-    launch(e, &step);
-    collect(e);
+    if (e->layout.options.async_scheduling && step.n_seqs > 0 && e->n_flights < 2)
+        return true;
+    struct flight *f = collect(e);
     double seconds = time_monotonic_s() - start_s;
-    if (step.n_prefill_tokens > 0)
+    if (f->prefills)
         e->stats.prefill_s += seconds;
     else
         e->stats.decode_s += seconds;
-    finish_step(e);
+    finish_step(e, f);
     return true;
 }
 

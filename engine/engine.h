@@ -88,6 +88,9 @@ struct engine_options {
     enum scheduling_policy policy;
     bool enforce_eager;         /* run every step as it is: decode steps are not recorded
                                    (CUDA graphs)                                              */
+    bool async_scheduling;      /* prepare and enqueue a step while the one before it runs: stop
+                                   tokens are seen one step later. For devices that compute beside
+                                   the host; tokens are the same                              */
     bool prefix_caching;        /* fast engine only                                           */
     int block_size;             /* tokens per KV block: a multiple of 16; 0: 64               */
     int max_num_seqs;           /* sequences in one step; 0: 256                              */

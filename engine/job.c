@@ -86,11 +86,11 @@ bool job_is_finished(const struct job *job, const struct model_info *model,
 {
     const struct seq *seq = &job->seq;
     const struct sampling_params *p = &seq->request.sampling;
-    int id = seq->token[seq->n_tokens - 1];
+    int id = seq->token[seq_n_known(seq) - 1];
     bool stop = contains(p->stop_ids, p->n_stop_ids, id) ||
                 (!p->ignore_eos && contains(model->eos, model->n_eos, id));
     *reason = stop ? FINISH_STOP : FINISH_LENGTH;
-    return stop || seq->n_tokens == seq->max_tokens;
+    return stop || seq_n_known(seq) == seq->max_tokens;
 }
 
 void job_report(const struct job *job)

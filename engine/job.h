@@ -17,7 +17,7 @@ int job_open(struct job **out, const struct request *request, const struct model
              const struct engine_options *options);
 void job_close(struct job *job);
 
-/* True when the latest token is the last one; then *reason says why. */
+/* True when the latest known token is the last one; then *reason says why. */
 bool job_is_finished(const struct job *job, const struct model_info *model,
                      enum finish_reason *reason);
 

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define UNKNOWN_TOKEN (-1)
+
 struct scheduler {
     struct scheduler_options options;
     struct kv_cache *cache;
@@ -169,6 +171,12 @@ static void preempt(struct scheduler *s, struct schedule *step, struct seq *seq)
 
 /* ---- putting a step together ---- */
 
+/* Nothing is left to compute of a seq whose last token is only not known yet. */
+static bool is_complete(const struct seq *seq)
+{
+    return seq->n_tokens == seq->max_tokens;
+}
+
 static bool is_decode(const struct seq *seq)
 {
     return seq->n_computed >= seq->n_prompt && seq->n_computed == seq->n_tokens - 1;
@@ -205,7 +213,7 @@ static void schedule_decodes(struct scheduler *s, struct schedule *step)
         struct seq *seq = s->running[i];
         if (step->n_tokens == s->options.max_num_batched_tokens)
             return;
-        if (is_decode(seq) && make_room(s, step, seq))
+        if (is_decode(seq) && !is_complete(seq) && make_room(s, step, seq))
             add_to_step(step, seq, 1);
     }
 }
@@ -242,6 +250,8 @@ static bool reserve_all(struct scheduler *s, struct schedule *step, struct seq *
 {
     if (s->options.policy == SCHEDULING_MEMORY_AWARE &&
         s->n_promised + final_blocks(s, seq) > s->n_blocks)
+        return false;
+    if (seq->n_unknown > 0) /* preempted in this very step */
         return false;
     int n_found = kv_cache_find_prefix(s->cache, &seq->kv, seq->token, seq->n_tokens);
     int n_needed = CEIL_DIV(seq->n_tokens, s->options.block_size) - seq->kv.n_blocks + margin;
@@ -347,7 +357,13 @@ void scheduler_next(struct scheduler *s, struct schedule *out)
     schedule_decodes(s, out);
     schedule_prefills(s, out);
     admit(s, out);
-    assert(out->n_seqs > 0 || (s->n_waiting == 0 && s->n_running == 0));
+    assert(out->n_seqs > 0 || s->n_running > 0 || s->n_waiting == 0);
+}
+
+/* Blocks are found again by the tokens in them, so only known ones count. */
+static void commit(struct scheduler *s, struct seq *seq)
+{
+    kv_cache_commit(s->cache, &seq->kv, seq->token, MIN(seq->n_computed, seq_n_known(seq)));
 }
 
 void scheduler_advance(struct scheduler *s, const struct schedule *done)
@@ -356,8 +372,26 @@ void scheduler_advance(struct scheduler *s, const struct schedule *done)
         struct seq *seq = done->seq[i];
         seq->n_computed += seq->n_scheduled;
         seq->n_scheduled = 0;
-        kv_cache_commit(s->cache, &seq->kv, seq->token, seq->n_computed);
+        commit(s, seq);
     }
+}
+
+void scheduler_add_unknown(struct seq *seq)
+{
+    assert(seq->state == SEQ_RUNNING && seq->n_computed == seq->n_tokens);
+    assert(seq->n_tokens < seq->max_tokens && seq->n_unknown < 2);
+    seq->token[seq->n_tokens++] = UNKNOWN_TOKEN;
+    seq->n_unknown++;
+    seq->token_in_lane = true;
+}
+
+void scheduler_set_known(struct scheduler *s, struct seq *seq, int id)
+{
+    assert(seq->n_unknown > 0 && seq->state != SEQ_FINISHED);
+    seq->token[seq_n_known(seq)] = id;
+    seq->n_unknown--;
+    if (seq->state == SEQ_RUNNING)
+        commit(s, seq);
 }
 
 void scheduler_finish(struct scheduler *s, struct seq *seq, enum finish_reason reason)
@@ -367,6 +401,8 @@ void scheduler_finish(struct scheduler *s, struct seq *seq, enum finish_reason r
         remove_running(s, seq);
     else
         remove_waiting(s, seq);
+    seq->n_tokens = seq_n_known(seq); /* one more was sampled before the end was known */
+    seq->n_unknown = 0;
     kv_cache_drop_host(s->cache, &seq->kv);
     seq->state = SEQ_FINISHED;
     seq->reason = reason;
@@ -412,7 +448,8 @@ static void check_running(const struct scheduler *s)
         assert(i == 0 || ranks_before(s, s->running[i - 1], seq));
         assert(seq->lane >= 0 && seq->lane < s->options.max_num_seqs && !lane_taken[seq->lane]);
         assert(seq->n_computed + seq->n_scheduled <= seq->kv.n_blocks * s->options.block_size);
-        assert(seq->n_tokens < seq->max_tokens && seq->kv.n_blocks <= final_blocks(s, seq));
+        assert(seq_n_known(seq) < seq->max_tokens);
+        assert(seq->kv.n_blocks <= final_blocks(s, seq));
         assert(seq->kv.n_host_blocks == 0);
         lane_taken[seq->lane] = true;
         n_promised += final_blocks(s, seq);

@@ -11,6 +11,9 @@
  * again, before all that ranked behind it. What it has computed is swapped out when the cache has
  * enough host blocks for all of it, and recomputed later otherwise.
  *
+ * The next step can be put together before the tokens of the one before are known. A seq then has
+ * an unknown token at its end (n_unknown), which is decoded like any other: the device knows it.
+ *
  * Static batching (the standard engine): waiting seqs are admitted only when nothing runs.
  *
  * Invariant (scheduler_check): a seq that was added is waiting or running until it is finished; the
@@ -28,7 +31,8 @@ struct seq {
     uint64_t id; /* unique, in the order of submission                            */
     enum seq_state state;
     enum finish_reason reason;
-    int *token; /* [n_tokens], room for max_tokens: prompt, then output          */
+    int *token;    /* [n_tokens], room for max_tokens: prompt, then output       */
+    int n_unknown; /* of them at the end are sampled, but not known here yet: 0 to 2 */
     int n_prompt, n_tokens, max_tokens;
     int n_computed;  /* tokens whose K and V are in the cache                         */
     int n_scheduled; /* tokens of this step; 0 after scheduler_advance                */
@@ -42,6 +46,11 @@ struct seq {
     double submitted_s, scheduled_s, first_token_s;
     struct seq *next, *prev, *child; /* in the scheduler's heap of waiting seqs       */
 };
+
+static inline int seq_n_known(const struct seq *seq)
+{
+    return seq->n_tokens - seq->n_unknown;
+}
 
 struct scheduler_options {
     enum scheduling_policy policy;
@@ -73,12 +82,18 @@ struct schedule {
     int n_prefill_tokens; /* tokens of seqs that are not plain decodes */
 };
 
-/* Fills in the next step. n_seqs is 0 only when nothing is waiting or running. */
+/* Fills in the next step. n_seqs is 0 only when nothing is waiting or running, or when all that is
+ * running has its last token, not known yet. */
 void scheduler_next(struct scheduler *s, struct schedule *out);
 
-/* After the step: every seq's n_computed grows by n_scheduled, full blocks enter the prefix cache.
- */
+/* After the step: every seq's n_computed grows by n_scheduled, full blocks of known tokens enter
+ * the prefix cache. */
 void scheduler_advance(struct scheduler *s, const struct schedule *done);
+
+/* Adds the token that the step has sampled for a running seq: not known yet. */
+void scheduler_add_unknown(struct seq *seq);
+/* The first of the unknown tokens of a seq, running or waiting again, is known now. */
+void scheduler_set_known(struct scheduler *s, struct seq *seq, int id);
 
 /* Takes a seq out, waiting or running: gives back its blocks of either kind and its lane. */
 void scheduler_finish(struct scheduler *s, struct seq *seq, enum finish_reason reason);

@@ -53,7 +53,6 @@ int step_batch_init(struct step_batch *b, struct device *device,
     if (!b->memory)
         return -1;
     b->host = xcalloc(1, bytes);
-    b->row_seq = xcalloc((size_t)limits->max_seqs, sizeof(struct seq *));
     return 0;
 }
 
@@ -62,8 +61,20 @@ void step_batch_free(struct step_batch *b)
     if (b->device)
         b->device->ops->free(b->device, b->memory);
     free(b->host);
-    free(b->row_seq);
     *b = (struct step_batch){0};
+}
+
+void step_rows_init(struct step_rows *rows, int max_seqs)
+{
+    *rows = (struct step_rows){.seq = xcalloc((size_t)max_seqs, sizeof(struct seq *)),
+                               .lane = xcalloc((size_t)max_seqs, sizeof(int))};
+}
+
+void step_rows_free(struct step_rows *rows)
+{
+    free(rows->seq);
+    free(rows->lane);
+    *rows = (struct step_rows){0};
 }
 
 static struct sample_row sample_row_of(const struct seq *seq)
@@ -100,9 +111,11 @@ static void fill_seq(struct step_batch *b, const struct arrays *a, struct seq *s
     memcpy(a->block_table + (size_t)s * (size_t)b->batch.max_blocks, seq->kv.block,
            (size_t)n_blocks * sizeof(int));
     if (kv_len == seq->n_tokens) {
-        a->logits_row[b->n_rows] = first + seq->n_scheduled - 1;
-        a->sample_row[b->n_rows] = sample_row_of(seq);
-        b->row_seq[b->n_rows++] = seq;
+        int row = b->rows->n++;
+        a->logits_row[row] = first + seq->n_scheduled - 1;
+        a->sample_row[row] = sample_row_of(seq);
+        b->rows->seq[row] = seq;
+        b->rows->lane[row] = seq->lane;
     }
 }
 
@@ -126,7 +139,6 @@ static void point_at_device(struct step_batch *b, const struct arrays *a)
 /* The sizes of the batch, before its arrays are laid out. */
 static void measure(struct step_batch *b, const struct schedule *step, int block_size)
 {
-    b->n_rows = 0;
     b->batch = (struct batch){.n_tokens = step->n_tokens, .n_seqs = step->n_seqs};
     for (int s = 0; s < step->n_seqs; s++) {
         const struct seq *seq = step->seq[s];
@@ -140,7 +152,6 @@ static void measure(struct step_batch *b, const struct schedule *step, int block
 /* The sizes of a recorded decode step: the same for every batch that is padded to it. */
 static void measure_padded(struct step_batch *b, int block_size, int padded_seqs)
 {
-    b->n_rows = 0;
     b->batch = (struct batch){.n_tokens = padded_seqs,
                               .n_seqs = padded_seqs,
                               .max_q_len = 1,
@@ -161,11 +172,13 @@ static void fill_padding(const struct step_batch *b, const struct arrays *a, int
            (size_t)b->batch.max_blocks * sizeof(int));
 }
 
-void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size,
-                     int padded_seqs)
+void step_batch_fill(struct step_batch *b, const struct schedule *step, struct step_rows *rows,
+                     int block_size, int padded_seqs)
 {
     assert(step->n_seqs > 0);
     assert(padded_seqs == 0 || (step->n_tokens == step->n_seqs && step->n_seqs <= padded_seqs));
+    b->rows = rows;
+    rows->n = 0;
     if (padded_seqs)
         measure_padded(b, block_size, padded_seqs);
     else
@@ -177,8 +190,8 @@ void step_batch_fill(struct step_batch *b, const struct schedule *step, int bloc
     a.q_start[0] = 0;
     for (int s = 0; s < step->n_seqs; s++)
         fill_seq(b, &a, step->seq[s], s, block_size);
-    b->n_padded_rows = padded_seqs ? padded_seqs : b->n_rows;
-    assert(padded_seqs == 0 || b->n_rows == step->n_seqs);
+    b->n_padded_rows = padded_seqs ? padded_seqs : rows->n;
+    assert(padded_seqs == 0 || rows->n == step->n_seqs);
     for (int s = step->n_seqs; s < padded_seqs; s++)
         fill_padding(b, &a, s);
     point_at_device(b, &a);

@@ -12,6 +12,13 @@ struct step_batch_limits {
     int max_blocks; /* of one sequence */
 };
 
+/* The rows of logits of a step: who gets the token that is sampled for it, and its lane then. */
+struct step_rows {
+    struct seq **seq; /* [n] NULL: ended since, and nobody wants the token */
+    int *lane;        /* [n] */
+    int n;
+};
+
 struct step_batch {
     struct device *device;
     int max_blocks;      /* of one sequence                                 */
@@ -19,8 +26,7 @@ struct step_batch {
     struct batch batch;
     const int *logits_row;               /* [n_rows] device: batch rows that need logits      */
     const struct sample_row *sample_row; /* [n_rows] device                                   */
-    struct seq **row_seq;                /* [n_rows] here: who gets the token sampled for it  */
-    int n_rows;
+    struct step_rows *rows;              /* here; of the caller                              */
     int n_padded_rows; /* of logits and samples to compute: n_rows, or a recorded step's size */
 };
 
@@ -32,10 +38,13 @@ int step_batch_init(struct step_batch *b, struct device *device,
                     const struct step_batch_limits *limits);
 void step_batch_free(struct step_batch *b); /* accepts a zeroed one */
 
-/* Builds the arrays of a step within the limits and uploads them. A seq has a row when the step
- * computes the last of its known tokens. padded_seqs > 0: a decode step that is padded to so many
- * sequences; where its arrays lie on the device then depends on padded_seqs alone. */
-void step_batch_fill(struct step_batch *b, const struct schedule *step, int block_size,
-                     int padded_seqs);
+void step_rows_init(struct step_rows *rows, int max_seqs);
+void step_rows_free(struct step_rows *rows); /* accepts a zeroed one */
+
+/* Builds the arrays of a step within the limits and uploads them; fills in *rows. A seq has a row
+ * when the step computes the last of its tokens. padded_seqs > 0: a decode step that is padded to
+ * so many sequences; where its arrays lie on the device then depends on padded_seqs alone. */
+void step_batch_fill(struct step_batch *b, const struct schedule *step, struct step_rows *rows,
+                     int block_size, int padded_seqs);
 
 #endif

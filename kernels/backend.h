@@ -200,6 +200,9 @@ struct sample_args {
     int n_rows, vocab;
 };
 
+#define FETCH_SLOTS     2
+#define FETCH_MAX_BYTES 16384 /* a token of each of ENGINE_MAX_SEQS sequences */
+
 /* ---- the interface ------------------------------------------------------------------------- */
 
 struct device {
@@ -222,6 +225,11 @@ struct backend {
     void (*free)(struct device *device, void *memory); /* of either kind; accepts NULL */
     void (*upload)(struct device *device, void *dst, const void *host, size_t bytes);
     void (*download)(struct device *device, void *host, const void *src, size_t bytes);
+    /* A download in two halves, so that more can be enqueued between them: what src holds after the
+     * operations before fetch_begin comes into *host at fetch_end, which waits for it. Each slot
+     * takes one fetch at a time. slot < FETCH_SLOTS, bytes <= FETCH_MAX_BYTES */
+    void (*fetch_begin)(struct device *device, int slot, const void *src, size_t bytes);
+    void (*fetch_end)(struct device *device, int slot, void *host, size_t bytes);
     void (*copy_blocks)(struct device *device, const struct copy_blocks_args *args);
     void (*sync)(struct device *device);
     /* Takes scratch memory for steps within these limits, so that no step allocates. May be called

@@ -67,7 +67,7 @@ struct settings {
         double gpu_memory_utilization, swap_space;         /* swap_space: GiB                     */
         int preemption_mode;                               /* enum preemption_choice              */
         const char *kv_cache_dtype;
-        bool enable_prefix_caching, enforce_eager;
+        bool enable_prefix_caching, enforce_eager, async_scheduling;
     } engine;
     struct {
         double temperature, top_p, min_p;

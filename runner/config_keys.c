@@ -111,6 +111,9 @@ static const struct key_row rows[] = {
     {TASK_KEY("engine.enforce_eager", "bool", "false", NULL,
               "do not record decode steps (CUDA graphs); says nothing about the attention kernel"),
      .kind = KEY_BOOL, FIELD(engine.enforce_eager)},
+    {TASK_KEY("engine.async_scheduling", "bool", "true", NULL,
+              "on a GPU, prepare each step while the one before it runs"),
+     .kind = KEY_BOOL, FIELD(engine.async_scheduling)},
 
     {TASK_KEY("sampling.temperature", "number", "1.0", NULL, "0: always the likeliest token"),
      .kind = KEY_NUMBER, FIELD(sampling.temperature), .max = 100},

@@ -201,6 +201,8 @@ void decision_engine_options(const struct decision *d, const struct settings *s,
         .policy = (enum scheduling_policy)s->engine.policy,
         .prefix_caching = s->engine.enable_prefix_caching,
         .enforce_eager = s->engine.enforce_eager,
+        /* The CPU computes a step before it returns: there is nothing to overlap. */
+        .async_scheduling = s->engine.async_scheduling && d->device != DEVICE_CPU,
         .block_size = (int)s->engine.block_size,
         .max_num_seqs = (int)s->engine.max_num_seqs,
         .max_num_batched_tokens = (int)s->engine.max_num_batched_tokens,

@@ -94,11 +94,14 @@ struct model *workload_open_model(const char *path, int n_threads)
     return model;
 }
 
+bool workload_async;
+
 struct engine *workload_open_engine(struct model *model, const struct engine_options *options)
 {
     struct engine *engine;
     struct engine_options o = *options;
     o.max_model_len = MAX_MODEL_LEN;
+    o.async_scheduling = workload_async;
     o.block_size = o.block_size ? o.block_size : 16;
     if (engine_open(&engine, model, &o) != 0)
         fail_msg("%s", err_get());

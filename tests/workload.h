@@ -39,6 +39,9 @@ void workload_note_finish(void *user, const struct completion *c);
 /* A model on test_device(). */
 struct model *workload_open_model(const char *path, int n_threads);
 /* An engine for sequences of MAX_MODEL_LEN, with blocks of 16 tokens unless the options say so. */
+/* Whether engines are opened with async_scheduling, whatever their options say. */
+extern bool workload_async;
+
 struct engine *workload_open_engine(struct model *model, const struct engine_options *options);
 
 void workload_submit(struct engine *engine, const struct request *request, uint64_t *id);

@@ -98,6 +98,7 @@ struct cpu_device {
     size_t shared_bytes;
     char *local; /* [n_threads][local_bytes] */
     size_t local_bytes;
+    char fetched[FETCH_SLOTS][FETCH_MAX_BYTES];
 };
 
 static inline struct cpu_device *cpu_device(struct device *device)

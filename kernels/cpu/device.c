@@ -232,6 +232,17 @@ static int cpu_reserve(struct device *device, const struct step_limits *limits)
     return grow(device, &d->local, &d->local_bytes, local, (size_t)d->n_threads);
 }
 
+static void cpu_fetch_begin(struct device *device, int slot, const void *src, size_t bytes)
+{
+    assert(bytes <= FETCH_MAX_BYTES);
+    memcpy(cpu_device(device)->fetched[slot], src, bytes);
+}
+
+static void cpu_fetch_end(struct device *device, int slot, void *host, size_t bytes)
+{
+    memcpy(host, cpu_device(device)->fetched[slot], bytes);
+}
+
 /* ---- recording: the CPU has nothing to gain from it ---- */
 
 static bool cpu_graph_begin(struct device *device)
@@ -269,6 +280,8 @@ const struct backend backend_cpu = {
     .free = cpu_free,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .fetch_begin = cpu_fetch_begin,
+    .fetch_end = cpu_fetch_end,
     .copy_blocks = cpu_copy_blocks,
     .sync = cpu_sync,
     .reserve = cpu_reserve,

@@ -201,6 +201,8 @@ int cuda_reserve(struct device *device, const struct step_limits *limits);
 /* transfer.cu */
 void cuda_upload(struct device *device, void *dst, const void *host, size_t bytes);
 void cuda_download(struct device *device, void *host, const void *src, size_t bytes);
+void cuda_fetch_begin(struct device *device, int slot, const void *src, size_t bytes);
+void cuda_fetch_end(struct device *device, int slot, void *host, size_t bytes);
 void cuda_copy_blocks(struct device *device, const struct copy_blocks_args *args);
 
 /* weight.cu */

@@ -11,6 +11,8 @@ extern "C" __attribute__((visibility("default"))) const struct backend backend_c
     .free = cuda_free,
     .upload = cuda_upload,
     .download = cuda_download,
+    .fetch_begin = cuda_fetch_begin,
+    .fetch_end = cuda_fetch_end,
     .copy_blocks = cuda_copy_blocks,
     .sync = cuda_sync,
     .reserve = cuda_reserve,

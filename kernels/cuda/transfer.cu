@@ -13,23 +13,29 @@
 #define HALF_BYTES ((size_t)4 << 20)
 
 struct cuda_staging {
-    char *upload[2];     /* pinned, [HALF_BYTES] each                  */
-    char *download;      /* pinned, [HALF_BYTES]                       */
-    cudaEvent_t done[2]; /* behind the last copy out of each half      */
-    int half;            /* being filled                               */
-    size_t used;         /* bytes of it                                */
+    char *upload[2];            /* pinned, [HALF_BYTES] each                  */
+    char *download;             /* pinned, [HALF_BYTES]                       */
+    cudaEvent_t done[2];        /* behind the last copy out of each half      */
+    int half;                   /* being filled                               */
+    size_t used;                /* bytes of it                                */
+    char *fetched[FETCH_SLOTS]; /* pinned, [FETCH_MAX_BYTES] each      */
+    cudaEvent_t arrived[FETCH_SLOTS];
 };
 
 void cuda_staging_open(struct cuda_device *d)
 {
     struct cuda_staging *s = (struct cuda_staging *)xcalloc(1, sizeof(*s));
     char *memory;
-    CUDA_CHECK(cudaMallocHost((void **)&memory, 3 * HALF_BYTES));
+    CUDA_CHECK(cudaMallocHost((void **)&memory, 3 * HALF_BYTES + FETCH_SLOTS * FETCH_MAX_BYTES));
     for (int i = 0; i < 2; i++) {
         s->upload[i] = memory + (size_t)i * HALF_BYTES;
         CUDA_CHECK(cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming));
     }
     s->download = memory + 2 * HALF_BYTES;
+    for (int i = 0; i < FETCH_SLOTS; i++) {
+        s->fetched[i] = memory + 3 * HALF_BYTES + (size_t)i * FETCH_MAX_BYTES;
+        CUDA_CHECK(cudaEventCreateWithFlags(&s->arrived[i], cudaEventDisableTiming));
+    }
     d->staging = s;
 }
 
@@ -39,6 +45,8 @@ void cuda_staging_close(struct cuda_device *d)
     CUDA_CHECK(cudaFreeHost(s->upload[0]));
     for (int i = 0; i < 2; i++)
         CUDA_CHECK(cudaEventDestroy(s->done[i]));
+    for (int i = 0; i < FETCH_SLOTS; i++)
+        CUDA_CHECK(cudaEventDestroy(s->arrived[i]));
     free(s);
 }
 
@@ -79,6 +87,22 @@ void cuda_download(struct device *device, void *host, const void *src, size_t by
         CUDA_CHECK(cudaStreamSynchronize(d->stream));
         memcpy((char *)host + at, pinned, n);
     }
+}
+
+void cuda_fetch_begin(struct device *device, int slot, const void *src, size_t bytes)
+{
+    struct cuda_device *d = cuda_device(device);
+    assert(bytes <= FETCH_MAX_BYTES);
+    CUDA_CHECK(
+        cudaMemcpyAsync(d->staging->fetched[slot], src, bytes, cudaMemcpyDeviceToHost, d->stream));
+    CUDA_CHECK(cudaEventRecord(d->staging->arrived[slot], d->stream));
+}
+
+void cuda_fetch_end(struct device *device, int slot, void *host, size_t bytes)
+{
+    struct cuda_staging *s = cuda_device(device)->staging;
+    CUDA_CHECK(cudaEventSynchronize(s->arrived[slot]));
+    memcpy(host, s->fetched[slot], bytes);
 }
 
 /* ---- KV blocks ---- */
