@@ -49,10 +49,10 @@ done
 exits "--version" 0 "$quire" --version
 prints "--version: a number" '^quire [0-9]+\.[0-9]+\.[0-9]+'
 exits "--help" 0 "$quire" --help
-for command in run plan results generate doctor; do
+for command in run plan results merge generate doctor; do
     prints "--help lists $command" "^ +$command "
 done
-for command in run plan results generate doctor; do
+for command in run plan results merge generate doctor; do
     exits "$command --help" 0 "$quire" "$command" --help
     prints "$command --help: usage" "usage: quire $command"
 done
