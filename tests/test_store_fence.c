@@ -15,8 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define JOB "1234"
-#define NFS "0x6969"
+#define JOB              "1234"
+#define NFS              "0x6969"
 #define PRETEND_VARIABLE "QUIRE_TEST_FS_TYPE"
 
 /* ---- helpers ---- */
