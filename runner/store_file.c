@@ -6,9 +6,8 @@
  *
  * A file of one line, "PID HOST TIME JOB RESTARTS", and locks on bytes far behind it:
  *
- *     LOCK_BYTE + 0   + 1   + 2   + 3  ...
- *               [ attempt 0: it holds this byte                ]
- *                     [ attempt 1 of the same job takes over: this one, too ]
+ *     LOCK_BYTE      + 1            + 2            + 3 ...
+ *     | attempt 0    | attempt 1    | attempt 2 of the same job
  *
  * A writer takes all bytes from LOCK_BYTE to infinity and keeps those up to its restart count. A
  * newer attempt of the same job takes all bytes behind those of the older one, so that whoever

@@ -14,6 +14,8 @@
 struct fixture {
     struct store *store;
     int64_t experiment, environment, run, model, prompts;
+    const char *array_job, *array_task; /* of the next run; NULL: none */
+    int rank;                           /* of the next attempt         */
 };
 
 static inline void fixture_begin_run(struct fixture *f)
@@ -23,16 +25,20 @@ static inline void fixture_begin_run(struct fixture *f)
                                                            .argv = "quire run demo.yaml",
                                                            .host = "node1",
                                                            .slurm_job_id = "",
-                                                           .slurm_array_task_id = "",
+                                                           .slurm_array_job_id = f->array_job,
+                                                           .slurm_array_task_id = f->array_task,
                                                            .mpi_size = 1,
                                                            .pid = 17});
     assert_true(f->run > 0);
 }
 
-/* Opens a database for writing and enters what tasks refer to. */
-static inline void fixture_open(struct fixture *f, const char *path)
+/* Opens a database for writing as attempt `restart_count` of a Slurm job ("": of none) and enters
+ * what tasks refer to. */
+static inline void fixture_open_as(struct fixture *f, const char *path, const char *job,
+                                   int restart_count)
 {
-    if (store_open(&f->store, path, STORE_WRITE) != 0)
+    *f = (struct fixture){.store = NULL};
+    if (store_open_as(&f->store, path, &(struct store_owner){job, restart_count}) != 0)
         fail_msg("%s", err_get());
     f->experiment = store_put_experiment(
         f->store, &(struct store_experiment){.name = "demo",
@@ -63,6 +69,11 @@ static inline void fixture_open(struct fixture *f, const char *path)
                       .source = "list", .fingerprint = "beef", .n_prompts = 2, .n_tokens = 10});
     assert_true(f->experiment > 0 && f->environment > 0 && f->model > 0 && f->prompts > 0);
     fixture_begin_run(f);
+}
+
+static inline void fixture_open(struct fixture *f, const char *path)
+{
+    fixture_open_as(f, path, "", 0);
 }
 
 static inline void fixture_close(struct fixture *f)
@@ -108,6 +119,7 @@ static inline int64_t fixture_attempt(struct fixture *f, int64_t task, const cha
     int64_t id =
         store_begin_attempt(f->store, &(struct store_attempt){.task_id = task,
                                                               .run_id = f->run,
+                                                              .rank = f->rank,
                                                               .engine_used = "fast",
                                                               .attention_used = attention_used,
                                                               .device_used = "cpu",

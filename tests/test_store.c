@@ -2,7 +2,9 @@
 #include "tests/store_fixture.h"
 
 #include <math.h>
+#include <sqlite3.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /* ---- rows ---- */
 
@@ -143,6 +145,45 @@ static void ticks_and_events_keep_what_they_were_given(void **state)
     assert_int_equal(store_put_event(f.store, f.run, 99, "error", "of no attempt"), -1);
     assert_error(ERR_DATA, "FOREIGN KEY constraint failed (INSERT INTO events");
     assert_int_equal(store_put_event(f.store, f.run, 0, "signal", "goes on"), 0);
+    fixture_close(&f);
+    free(path);
+}
+
+static void a_worker_is_one_row_that_is_brought_up_to_date(void **state)
+{
+    (void)state;
+    char *path = test_path("workers.db");
+    struct fixture f;
+    fixture_open(&f, path);
+    struct store_worker w = {.run_id = f.run,
+                             .rank = 1,
+                             .host = "n3",
+                             .pid = 42,
+                             .device = "",
+                             .state = "loading",
+                             .task_index = -1};
+    assert_int_equal(store_put_worker(f.store, &w), 0);
+    assert_rows(f.store, "SELECT rank, environment_id, device, task_index FROM workers",
+                "1|NULL|NULL|NULL\n");
+    w.environment_id = f.environment;
+    w.device = "cuda";
+    w.state = "running";
+    w.task_index = 0;
+    w.n_done = 7;
+    w.busy_s = 1.5;
+    w.wall_s = 2.5;
+    w.sent_bytes = 1LL << 40;
+    w.received_bytes = 3;
+    usleep(2000); /* seen_at has milliseconds */
+    assert_int_equal(store_put_worker(f.store, &w), 0);
+    w.rank = 0;
+    assert_int_equal(store_put_worker(f.store, &w), 0);
+    assert_rows(f.store,
+                "SELECT run_id, rank, host, pid, environment_id, device, state, task_index, n_done,"
+                " busy_s, wall_s, sent_bytes, received_bytes, seen_at > started_at FROM workers"
+                " ORDER BY rank DESC",
+                "1|1|n3|42|1|cuda|running|0|7|1.5|2.5|1099511627776|3|1\n"
+                "1|0|n3|42|1|cuda|running|0|7|1.5|2.5|1099511627776|3|0\n");
     fixture_close(&f);
     free(path);
 }
@@ -303,6 +344,74 @@ static void throughput_shows_the_last_attempt_that_ended(void **state)
     assert_rows(f.store,
                 "SELECT task_index, ttft_p50_s, ttft_p99_s, tpot_p50_s, e2e_p90_s FROM latency",
                 "0|0.1|0.3|NULL|2.0\n1|0.1|0.3|NULL|2.0\n");
+    fixture_close(&f);
+    free(path);
+}
+
+/* Sets when attempts and runs were, which the store takes from the clock. */
+static void set_times(const char *path, const char *sql)
+{
+    sqlite3 *db;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+}
+
+static void ranks_of_a_run_are_summed(void **state)
+{
+    (void)state;
+    char *path = test_path("ranks.db");
+    struct fixture f;
+    fixture_open(&f, path);
+    int64_t task = fixture_task(&f, (struct fixture_task){.attention = "flash", .n_samples = 9});
+    /* An earlier run counts no more, nor does what a rank did before it began anew. */
+    fixture_end_attempt(&f, fixture_attempt(&f, task, "flash", ""), "stopped", 5, 10);
+    fixture_begin_run(&f);
+    fixture_end_attempt(&f, fixture_attempt(&f, task, "flash", ""), "failed", 0, 0);
+    fixture_end_attempt(&f, fixture_attempt(&f, task, "flash", ""), "done", 2, 10); /* 2 s  */
+    f.rank = 1;
+    fixture_end_attempt(&f, fixture_attempt(&f, task, "eager", "old GPU"), "done", 6, 15); /* 4 s */
+    fixture_close(&f);
+    set_times(path, "UPDATE attempts SET ended_at = '2026-01-01T00:00:10.000Z' WHERE rank = 0;"
+                    "UPDATE attempts SET ended_at = '2026-01-01T00:00:11.000Z' WHERE rank = 1");
+    fixture_open(&f, path);
+    /* From 7 s (rank 1 began) to 11 s; the numbers of the rank with the most samples. */
+    assert_rows(f.store,
+                "SELECT n_samples, output_tokens, round(run_s, 3), round(output_tps, 2),"
+                " round(total_tps, 2), attention_used, degraded, state FROM throughput",
+                "8|80|4.0|20.0|30.0|eager|1|done\n");
+    assert_rows(f.store, "SELECT n_samples, ttft_p50_s FROM latency", "8|0.1\n");
+    assert_rows(f.store, "SELECT run_id, n_workers, degraded_reason FROM latest_attempts",
+                "2|2|old GPU\n");
+    fixture_close(&f);
+    free(path);
+}
+
+static void workers_of_a_job_array_are_one_launch(void **state)
+{
+    (void)state;
+    static const char *const workers[] = {"0", "1", "1"};
+    char *path = test_path("array.db");
+    struct fixture f;
+    fixture_open(&f, path);
+    int64_t task = fixture_task(&f, (struct fixture_task){.attention = "flash", .n_samples = 9});
+    f.array_job = "900";
+    /* The last one is worker 1 again, requeued: its samples are those that were missing. */
+    for (size_t i = 0; i < ARRAY_LEN(workers); i++) {
+        f.array_task = workers[i];
+        fixture_begin_run(&f);
+        fixture_end_attempt(&f, fixture_attempt(&f, task, "flash", ""), i == 1 ? "stopped" : "done",
+                            (int)i + 2, 10);
+    }
+    fixture_close(&f);
+    /* Ids are not in the order of time after a merge. */
+    set_times(path, "UPDATE runs SET started_at = '2026-01-0' || run_id || 'T00:00:00.000Z'");
+    fixture_open(&f, path);
+    assert_rows(f.store, "SELECT n_samples, state FROM throughput", "6|done\n");
+    fixture_close(&f);
+    set_times(path, "UPDATE runs SET started_at = '2026-01-0' || (9 - run_id) || 'T'");
+    fixture_open(&f, path);
+    assert_rows(f.store, "SELECT n_samples, state FROM throughput", "5|stopped\n");
     fixture_close(&f);
     free(path);
 }
@@ -474,12 +583,15 @@ int main(void)
         cmocka_unit_test(numbers_that_are_not_there_are_null),
         cmocka_unit_test(attempts_of_a_run_that_was_cut_off_are_lost),
         cmocka_unit_test(ticks_and_events_keep_what_they_were_given),
+        cmocka_unit_test(a_worker_is_one_row_that_is_brought_up_to_date),
         cmocka_unit_test(a_sample_is_kept_once),
         cmocka_unit_test(another_hash_is_an_event_and_the_first_sample_stays),
         cmocka_unit_test(a_failed_sample_is_not_done_and_is_replaced),
         cmocka_unit_test(finished_samples_are_found_prompt_by_prompt),
         cmocka_unit_test(thirty_two_samples_are_committed_without_being_asked),
         cmocka_unit_test(throughput_shows_the_last_attempt_that_ended),
+        cmocka_unit_test(ranks_of_a_run_are_summed),
+        cmocka_unit_test(workers_of_a_job_array_are_one_launch),
         cmocka_unit_test(progress_counts_tasks_and_samples),
         cmocka_unit_test(fallbacks_are_degraded_attempts_and_fallback_events),
         cmocka_unit_test(attention_speedup_pairs_tasks_that_differ_in_the_kernel_alone),

@@ -75,10 +75,11 @@ done
 exits "--version" 0 "$quire" --version
 prints "--version: a number" '^quire [0-9]+\.[0-9]+\.[0-9]+'
 exits "--help" 0 "$quire" --help
-for command in run plan status results generate doctor; do
+commands="run plan status results merge slurm generate doctor"
+for command in $commands; do
     prints "--help lists $command" "^ +$command "
 done
-for command in run plan status results generate doctor; do
+for command in $commands; do
     exits "$command --help" 0 "$quire" "$command" --help
     prints "$command --help: usage" "usage: quire $command"
 done
