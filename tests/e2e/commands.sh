@@ -15,7 +15,7 @@ prints "plan: the kernel and why" 'attention +flash: .+'
 exits "plan --resolved" 0 "$quire" plan configs/demo.yaml --resolved --set engine.max_num_seqs=7
 prints "plan --resolved: a value and where it comes from" 'engine\.max_num_seqs.*7.*--set'
 prints "plan --resolved: a default" 'default'
-for config in configs/*.yaml; do
+for config in configs/*.yaml configs/phases/phase*.yaml; do
     exits "plan $config" 0 "$quire" plan "$config"
 done
 
@@ -47,10 +47,10 @@ done
 exits "--version" 0 "$quire" --version
 prints "--version: a number" '^quire [0-9]+\.[0-9]+\.[0-9]+'
 exits "--help" 0 "$quire" --help
-for command in run plan results generate doctor; do
+for command in run plan results slurm generate doctor; do
     prints "--help lists $command" "^ +$command "
 done
-for command in run plan results generate doctor; do
+for command in run plan results slurm generate doctor; do
     exits "$command --help" 0 "$quire" "$command" --help
     prints "$command --help: usage" "usage: quire $command"
 done
