@@ -61,6 +61,7 @@ static int check_list(const struct yaml_node *list, const char *key, bool are_op
 /* ---- time and memory ---- */
 
 #define MAX_TIME_PARTS 4
+#define SIGNAL_EARLY_S 60 /* sbatch(1), --signal: so much earlier than asked for it may come */
 
 /* sbatch(1): minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes,
  * days-hours:minutes:seconds. */
@@ -104,10 +105,10 @@ static int check_time(const struct config *c)
                         "UNLIMITED",
                         c->slurm.time);
     const struct yaml_node *signal = given_node(c, "slurm.signal_seconds");
-    if (c->slurm.signal_seconds >= seconds)
+    if (c->slurm.signal_seconds > 0 && c->slurm.signal_seconds + SIGNAL_EARLY_S >= seconds)
         return yaml_err(signal ? signal : node,
-                        "slurm.signal_seconds is %lld in a job of %lld s: it would stop as soon as "
-                        "it starts",
+                        "slurm.signal_seconds is %lld in a job of %lld s, and Slurm may signal a "
+                        "minute early: it would stop as soon as it starts",
                         (long long)c->slurm.signal_seconds, (long long)seconds);
     return 0;
 }

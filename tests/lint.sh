@@ -154,7 +154,7 @@ long_functions()
 
 tabs_and_trailing_blanks()
 {
-    tracked "${C_FILES[@]}" '*.sh' '*.md' '*.yaml' '*.py' .ci/run |
+    tracked "${C_FILES[@]}" '*.sh' '*.sbatch' '*.md' '*.yaml' '*.py' .ci/run |
         xargs grep -nE "$(printf '\t')| +\$" /dev/null | cut -c 1-120
     tracked Makefile | xargs -r grep -nE '[[:blank:]]+$' /dev/null
 }
@@ -162,7 +162,7 @@ tabs_and_trailing_blanks()
 unfinished_words()
 {
     # The brackets keep this line from finding itself.
-    tracked "${C_FILES[@]}" '*.sh' '*.md' '*.yaml' Makefile |
+    tracked "${C_FILES[@]}" '*.sh' '*.sbatch' '*.md' '*.yaml' Makefile |
         xargs grep -nE '(^|[^A-Za-z])(TOD[O]|FIXM[E]|XX[X])([^A-Za-z]|$)' /dev/null
 }
 
@@ -197,7 +197,7 @@ else
     skip "clang compiles everything" "no clang with OpenMP headers (libomp-dev)"
 fi
 # -x follows lib.sh into the tests that source it.
-check "shellcheck" sh -c 'git ls-files "*.sh" .ci/run | xargs -r shellcheck -x -f gcc'
+check "shellcheck" sh -c 'git ls-files "*.sh" "*.sbatch" .ci/run | xargs -r shellcheck -x -f gcc'
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

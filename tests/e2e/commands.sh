@@ -15,7 +15,7 @@ prints "plan: the kernel and why" 'attention +flash: .+'
 exits "plan --resolved" 0 "$quire" plan configs/demo.yaml --resolved --set engine.max_num_seqs=7
 prints "plan --resolved: a value and where it comes from" 'engine\.max_num_seqs.*7.*--set'
 prints "plan --resolved: a default" 'default'
-for config in configs/*.yaml; do
+for config in configs/*.yaml configs/phases/phase*.yaml; do
     exits "plan $config" 0 "$quire" plan "$config"
 done
 
