@@ -12,7 +12,7 @@ sleep 1
 TEXT
 job_ends "the urgent job runs at once" COMPLETED
 job=$preempted
-check "ours is queued again" start_again
+is_queued_again
 job_ends "and completes" COMPLETED
 check "Slurm had preempted it" grep -q "DUE TO PREEMPTION" "$work/preempted.out"
 sql_equal "it took two runs" "$db" "select count(*) from runs" 2

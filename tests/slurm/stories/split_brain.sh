@@ -6,10 +6,10 @@
 
 # One sequence at a time: slow enough for the two to meet. n1 has rank 0 for itself.
 submit split_brain -N1 -w n1 < <(job_script --set engine.max_num_seqs=1)
-mid_run 100
+mid_run 32
 exits "n1's cable is pulled" 0 "$node" cut 1
 scontrol update NodeName=n1 State=DOWN Reason=cable
-check "the job is queued again" start_again
+is_queued_again
 exits "for another node" 0 scontrol update JobId="$job" ReqNodeList=n2
 old_attempt_ended()
 {
