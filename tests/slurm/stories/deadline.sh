@@ -4,11 +4,11 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../lib.sh"
 
-submit deadline -N4 < <(job_script)
-mid_run
+submit deadline
+mid_run 64
 exits "the signal of --signal=USR1@N goes to the ranks" 0 scancel -s USR1 "$job"
 is_queued_again
-equal "after exit code 75" "$(cat "$work/exits")" "n1 attempt 0: exit 75"
+sql_equal "after exit code 75" "$db" "select exit_code from runs" 75
 check "with samples still to do" test "$(count_samples "$db")" -lt $N_SAMPLES
 job_ends "the job completes" COMPLETED
 sql_equal "the drained run says why it stopped" "$db" \

@@ -3,8 +3,8 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../lib.sh"
 
-submit requeue -N4 < <(job_script)
-mid_run
+submit requeue
+mid_run 64
 exits "scontrol requeue" 0 scontrol requeue "$job"
 is_queued_again
 job_ends "the job completes" COMPLETED
