@@ -20,7 +20,7 @@ here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 export SLURM_LAB=/run/lab
 export SLURM_CONF=$SLURM_LAB/slurm.conf
 readonly N_NODES=4
-readonly NODE_CPUS=2
+readonly NODE_CPUS=4 # what there is does not matter
 readonly NODE_GPUS=2
 readonly NET=10.77.0
 # munge makes its address out of its folder's; some sockets end with 107 characters.
@@ -94,7 +94,8 @@ make_files()
     done
     printf '127.0.0.1 localhost\n%s.254 login\n' $NET >$SLURM_LAB/hosts
     for ((i = 1; i <= N_NODES; i++)); do
-        mkdir -m 1777 -p $SLURM_LAB/tmp/n$i $SLURM_LAB/spool/n$i
+        mkdir $SLURM_LAB/spool/n$i
+        mkdir -m 1777 $SLURM_LAB/tmp/n$i
         echo "$NET.$i n$i" >>$SLURM_LAB/hosts
     done
     mount --bind $SLURM_LAB/hosts /etc/hosts

@@ -8,11 +8,12 @@ if [ -z "${SLURM_LAB:-}" ]; then
 fi
 . "$(dirname "${BASH_SOURCE[0]}")/../e2e/lib.sh"
 
+# shellcheck disable=SC2034 # used by the stories
 node=$PWD/tests/slurm/node.sh
 config=$work/lab.yaml
-# shellcheck disable=SC2034 # used by the stories
 db=$work/lab.db
-readonly N_SAMPLES=864 RANKS=4 MAX_SEQS=4
+# shellcheck disable=SC2034 # used by the stories
+readonly N_SAMPLES=432 RANKS=4 MAX_SEQS=4
 
 # The nodes share this machine's processors, where a rank that waits would only be in the way.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1
@@ -34,7 +35,7 @@ finish_story()
 }
 trap finish_story EXIT
 
-# 72 tasks of 12 samples: some ten seconds on one processor.
+# 36 tasks of 12 samples: some eight seconds on one processor, or on the four nodes of two.
 write_experiment()
 {
     cat >"$config" <<TEXT
@@ -45,8 +46,9 @@ sampling: {max_tokens: 200, n: 2, seed: 11, ignore_eos: true}
 grid:
   engine.attention: [flash, eager]
   sampling.temperature: [0.0, 0.8, 1.0]
-replications: 12
+replications: 6
 results: $db
+slurm: {nodes: $RANKS}
 prompts:
   list:
     - "Question: What is 47 plus 36?\nAnswer:"
@@ -65,7 +67,8 @@ expected_hashes()
 {
     local from=${1:-$config} whole
     whole=${LAB_REFERENCE:-$work}/undisturbed-$(basename "$from" .yaml).db
-    "$quire" run "$from" --results "$whole" >"$work/undisturbed.log" 2>&1 || cat "$work/undisturbed.log"
+    flock "$whole.turn" "$quire" run "$from" --results "$whole" >"$work/undisturbed.log" 2>&1 ||
+        cat "$work/undisturbed.log"
     hashes "$whole"
 }
 
@@ -80,13 +83,14 @@ wait_for()
     done
 }
 
-# submit NAME [SBATCH OPTION...]: a job whose script is the standard input. Its id is in $job, what
-# it printed in $work/NAME.out.
+# submit NAME [SBATCH OPTION...]: the experiment, with the script that `quire slurm` writes for it and
+# for the options in $settings. The job's id is in $job, what it printed in $work/NAME.out.
+settings=()
 submit()
 {
     local name=$1
     shift
-    cat >"$work/$name.sbatch"
+    (cd "$work" && "$quire" slurm "$config" --set results="$db" "${settings[@]}" --output "$name.sbatch")
     job=$(sbatch --parsable --job-name="$name" --open-mode=append --output="$work/$name.out" "$@" \
         "$work/$name.sbatch")
 }
@@ -114,10 +118,10 @@ job_ends()
     fi
 }
 
-# A requeued job would wait for some seconds more.
-start_again()
+# $job is queued again; Slurm lets some seconds pass before it starts.
+is_queued_again()
 {
-    wait_for 20 is_in_state "$job" PENDING && scontrol update JobId="$job" StartTime=now
+    check "the job is queued again" wait_for 40 is_in_state "$job" PENDING
 }
 
 count_samples()
@@ -130,26 +134,25 @@ has_samples()
     [ "$(count_samples "$1")" -ge "$2" ]
 }
 
-# mid_run [N]: waits until N samples are committed, with most of them still to come.
-mid_run()
+# The samples that are safe, each with the attempt that generated it.
+committed()
 {
-    check "the run is in the middle of its work" wait_for 60 has_samples "$db" "${1:-200}"
+    sql "$db" "select key, attempt_id, output_sha256 from samples order by key"
 }
 
-# The script of a job for the experiment, with these options of `quire run`: requeued when there is
-# more to do. It notes its ends in $work/exits as "HOST attempt N: exit CODE".
-job_script()
+# mid_run N: waits until N samples are committed.
+mid_run()
 {
-    cat <<TEXT
-#!/usr/bin/env bash
-code=0
-srun --mpi=pmix --kill-on-bad-exit=1 "$quire" run "$config" $* || code=\$?
-echo "\$(hostname) attempt \${SLURM_RESTART_COUNT:-0}: exit \$code" >>"$work/exits"
-if [ \$code = 75 ]; then
-    scontrol requeue "\$SLURM_JOB_ID"
-fi
-exit \$code
-TEXT
+    check "the run is in the middle of its work" wait_for 60 has_samples "$db" "$1"
+}
+
+# What a sample is, but for settings that must not change its tokens, and the tokens' hash.
+hashes()
+{
+    sql "$1" "select t.engine_attention, t.sampling_temperature, t.sampling_top_p, t.sampling_top_k,
+                     t.replication, s.prompt_index, s.sample_index, s.output_sha256
+              from samples s join tasks t using (task_id)
+              order by 1, 2, 3, 4, 5, 6, 7, 8"
 }
 
 # How often a sample was generated although it had been finished: the samples that the attempts say
@@ -176,7 +179,8 @@ as_undisturbed()
     again=$(generated_again "$database")
     check "at most the samples in flight were generated twice: $again" \
         test "$again" -le $((RANKS * MAX_SEQS))
-    codes=$(sed 's/.*exit //' "$work/exits" 2>/dev/null | paste -sd, -)
-    echo "| $(basename "$0" .sh | tr _ ' ') | $1 | ${codes:-0} | $(count_samples "$database")" \
+    codes=$(sql "$database" "select group_concat(ifnull(exit_code, 'cut off'), ', ')
+                             from (select exit_code from runs order by run_id)")
+    echo "| $(basename "$0" .sh | tr _ ' ') | $1 | $codes | $(count_samples "$database")" \
         "| $again | $same | $SECONDS |" | tee -a "${LAB_RECORD:-/dev/null}"
 }

@@ -11,17 +11,18 @@ crash()
     scontrol update NodeName="n$1" State=DOWN Reason=crash
 }
 
-submit node_failure -N2 -w n1,n2 < <(job_script)
-mid_run
-before=$(sql "$db" "select key, output_sha256 from samples order by key")
+settings=(--set slurm.nodes=2)
+submit node_failure -w n1,n2
+mid_run 64
+before=$(committed)
 exits "n2 crashes" 0 crash 2
-check "the job is queued again" start_again
+is_queued_again
 exits "n2 is replaced by n3 in the job" 0 scontrol update JobId="$job" ReqNodeList=n1,n3
-check "it runs on" wait_for 30 has_samples "$db" 400
+check "it runs on" wait_for 30 has_samples "$db" 192
 equal "what was committed is there" \
-    "$(comm -23 <(echo "$before") <(sql "$db" "select key, output_sha256 from samples order by key"))" ""
+    "$(comm -23 <(echo "$before") <(committed))" ""
 exits "n1 crashes, with rank 0" 0 crash 1
-check "the job is queued again" start_again
+is_queued_again
 exits "the job takes the nodes that are left" 0 scontrol update JobId="$job" ReqNodeList=n3,n4
 job_ends "the job completes" COMPLETED
 sql_equal "it took three runs" "$db" "select count(*) from runs" 3

@@ -3,16 +3,13 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../lib.sh"
 
-submit preempted -N4 --exclusive < <(job_script)
-mid_run
+submit preempted --exclusive
+mid_run 64
 preempted=$job
-submit urgent -p hi -N4 --exclusive <<'TEXT'
-#!/usr/bin/env bash
-sleep 1
-TEXT
+job=$(sbatch --parsable -p hi -N4 --exclusive --output="$work/urgent.out" --wrap "sleep 1")
 job_ends "the urgent job runs at once" COMPLETED
 job=$preempted
-check "ours is queued again" start_again
+is_queued_again
 job_ends "and completes" COMPLETED
 check "Slurm had preempted it" grep -q "DUE TO PREEMPTION" "$work/preempted.out"
 sql_equal "it took two runs" "$db" "select count(*) from runs" 2

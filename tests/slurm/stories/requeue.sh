@@ -3,10 +3,10 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../lib.sh"
 
-submit requeue -N4 < <(job_script)
-mid_run
+submit requeue
+mid_run 64
 exits "scontrol requeue" 0 scontrol requeue "$job"
-check "the job is queued again" start_again
+is_queued_again
 job_ends "the job completes" COMPLETED
 sql_equal "two runs, the second one knows that it is a restart" "$db" \
     "select group_concat(restart_count) from (select restart_count from runs order by run_id)" "0,1"

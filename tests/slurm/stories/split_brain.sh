@@ -5,22 +5,21 @@
 . "$(dirname "$0")/../lib.sh"
 
 # One sequence at a time: slow enough for the two to meet. n1 has rank 0 for itself.
-submit split_brain -N1 -w n1 < <(job_script --set engine.max_num_seqs=1)
-mid_run 100
+settings=(--set slurm.nodes=1 --set engine.max_num_seqs=1)
+submit split_brain -w n1
+mid_run 32
 exits "n1's cable is pulled" 0 "$node" cut 1
 scontrol update NodeName=n1 State=DOWN Reason=cable
-check "the job is queued again" start_again
+is_queued_again
 exits "for another node" 0 scontrol update JobId="$job" ReqNodeList=n2
-old_attempt_ended()
-{
-    grep -q "^n1 attempt 0" "$work/exits"
-}
-check "the old attempt ends" wait_for 60 old_attempt_ended
+check "the old attempt ends with the code for more to do" wait_for 60 \
+    grep -q "n1: task 0: Exited with exit code 75" "$work/split_brain.out"
 check "while the new one runs" is_in_state "$job" RUNNING
-equal "its exit code says that there is more to do" "$(head -n 1 "$work/exits")" \
-    "n1 attempt 0: exit 75"
-check "it says who writes now" grep -qE "was requeued: attempt 1 .*attempt 0, stops" "$work/split_brain.out"
-"$node" join 1
+check "it says who writes now" \
+    grep -qE "was requeued: attempt 1 .*attempt 0, stops" "$work/split_brain.out"
+exits "n1's cable is plugged in again" 0 "$node" join 1
 job_ends "the new attempt completes" COMPLETED
+equal "the old attempt has not disturbed it" \
+    "$(scontrol show job -o "$job" | grep -o 'Restarts=[0-9]*')" "Restarts=1"
 sql_equal "the database is sound" "$db" "pragma integrity_check" ok
 as_undisturbed "network cut: two attempts at once"

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# mpirun on one machine: the number of ranks changes no token, and a rank that is killed ends the job
+# within seconds, without a loss.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/lib.sh"
+
+if ! command -v mpirun >/dev/null || [ ! -f "${BUILD:-build}/quire_mpi.so" ]; then
+    skip mpi_ranks "no mpirun (openmpi-bin), or a build without MPI (libopenmpi-dev)"
+    exit
+fi
+# Ranks share the processors of a small machine; as root, mpirun wants to be told twice.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1
+mpi=(mpirun --oversubscribe --bind-to none)
+
+cat >"$work/ranks.yaml" <<TEXT
+experiment: mpi-ranks
+model: {path: $PWD/configs/models/demo}
+engine: {max_num_seqs: 4, num_threads: 1, max_model_len: 512}
+sampling: {max_tokens: 100, n: 2, seed: 3, ignore_eos: true}
+grid:
+  engine.attention: [flash, eager]
+  sampling.temperature: [0.0, 0.8]
+replications: 8
+prompts:
+  list: ["Question: What is 47 plus 36?\nAnswer:", "Question: Add 62 and 47.\nAnswer:", "17"]
+TEXT
+n_samples=192
+
+exits "one process" 0 "$quire" run "$work/ranks.yaml" --results "$work/whole.db"
+expected=$(hashes "$work/whole.db")
+for n in 1 2 4; do
+    db=$work/$n.db
+    exits "mpirun -np $n" 0 "${mpi[@]}" -np $n "$quire" run "$work/ranks.yaml" --results "$db"
+    equal "$n ranks: the hashes of one process" "$(hashes "$db")" "$expected"
+    sql_equal "$n ranks: one run of $n ranks, all of which did some of the samples" "$db" \
+        "select mpi_size, (select count(*) from workers where n_done > 0),
+                (select sum(n_done) from workers) from runs" "$n|$n|$n_samples"
+done
+
+# mpirun starts the ranks of its own machine itself, so they are its children.
+rank_pid()
+{
+    local pid
+    for pid in $(pgrep -P "$1"); do
+        if tr '\0' '\n' <"/proc/$pid/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$2"; then
+            echo "$pid"
+        fi
+    done
+}
+
+committed()
+{
+    sql "$1" "select key, attempt_id, output_sha256 from samples order by key"
+}
+
+# lose_rank RANK: kills it in the middle of a run of three.
+lose_rank()
+{
+    local name="rank $1 killed" db=$work/lost$1.db pid status=0 before began
+    "${mpi[@]}" -np 3 "$quire" run "$work/ranks.yaml" --results "$db" >"$out" 2>&1 &
+    pid=$!
+    while kill -0 $pid 2>/dev/null && ! sql "$db" "select count(*) > 20 from samples" 2>&1 | grep -qx 1; do
+        sleep 0.02
+    done
+    before=$(committed "$db")
+    began=$SECONDS
+    kill -KILL "$(rank_pid $pid "$1")"
+    wait $pid || status=$?
+    equal "$name: mpirun ends with the code of the signal" $status 137
+    check "$name: within ten seconds" test $((SECONDS - began)) -le 10
+    prints "$name: mpirun says which one" "process rank $1 .*exited on signal 9"
+    exits "$name: two ranks do the rest" 0 "${mpi[@]}" -np 2 "$quire" run "$work/ranks.yaml" \
+        --results "$db"
+    equal "$name: the hashes of one process" "$(hashes "$db")" "$expected"
+    equal "$name: what was committed is there, under the attempt that made it" \
+        "$(comm -23 <(echo "$before") <(committed "$db"))" ""
+}
+lose_rank 2
+lose_rank 0
