@@ -169,15 +169,6 @@ int engine_open(struct engine **out, struct model *model, const struct engine_op
     return 0;
 }
 
-static void log_swapped(const struct engine_stats *s)
-{
-    char out[32], in[32];
-    if (s->n_swapped_out > 0)
-        log_info("Swapped %ld preempted sequences to host memory (%s) and %ld back (%s)",
-                 s->n_swapped_out, format_bytes(out, (double)s->swapped_out_bytes), s->n_swapped_in,
-                 format_bytes(in, (double)s->swapped_in_bytes));
-}
-
 void engine_close(struct engine *e)
 {
     if (!e)
@@ -190,7 +181,6 @@ void engine_close(struct engine *e)
     }
     struct device *device = e->model->device;
     device->ops->sync(device);
-    log_swapped(&e->published);
     recording_free(&e->recording);
     scheduler_close(e->scheduler);
     kv_cache_close(e->cache);

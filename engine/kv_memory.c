@@ -55,8 +55,8 @@ static void copy_blocks(const struct kv_memory *m, const struct kv_pool *dst,
 
 void kv_memory_copy(const struct kv_memory *m, const struct schedule *step)
 {
-    /* A block that is swapped out may be given to a sequence that comes in, and a block that comes
-     * in may be found and copied on the device. */
+    /* In this order: a block that is swapped out may have another owner already, who writes to it,
+     * and a block that comes in may be one that is copied on the device. */
     copy_blocks(m, &m->host_pool, &m->pool, step->swap_out, step->n_swap_out);
     copy_blocks(m, &m->pool, &m->host_pool, step->swap_in, step->n_swap_in);
     copy_blocks(m, &m->pool, &m->pool, step->copy, step->n_copies);

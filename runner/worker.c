@@ -148,11 +148,16 @@ static int open_group(struct worker *w, int index)
 static void log_preemptions(const struct worker *w)
 {
     struct engine_stats stats;
+    char swapped[32];
     engine_get_stats(w->engine, &stats);
     if (stats.n_preemptions)
-        log_info("KV blocks ran out %ld times: sequences were preempted and recomputed (results "
-                 "are the same; more memory or a smaller max_num_seqs is faster)",
-                 stats.n_preemptions);
+        log_info(
+            "KV blocks ran out %ld times: %ld sequences were swapped (%s copied) and %ld "
+            "recomputed (results are the same; more memory or a smaller max_num_seqs is "
+            "faster)",
+            stats.n_preemptions, stats.n_swapped_out,
+            format_bytes(swapped, (double)stats.swapped_out_bytes + (double)stats.swapped_in_bytes),
+            stats.n_preemptions - stats.n_swapped_out);
 }
 
 /* Works on the order's group; true when *order is then one for another group. */

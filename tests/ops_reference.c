@@ -208,6 +208,18 @@ struct device *open_cpu(const char *isa, int n_threads)
     return device;
 }
 
+struct device *open_gpu(enum dtype act_dtype)
+{
+    const struct backend *backend = backend_find(DEVICE_CUDA);
+    struct device *device =
+        backend ? backend->open(&(struct device_options){.act_dtype = act_dtype}) : NULL;
+    if (!device) {
+        print_message("%s\n", err_get());
+        skip();
+    }
+    return device;
+}
+
 void *to_device(struct device *device, const void *host, size_t bytes)
 {
     void *memory = device->ops->alloc(device, bytes);

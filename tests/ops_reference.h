@@ -54,6 +54,9 @@ extern const char *const CPU_ISAS[N_CPU_ISAS];
 /* NULL, after a printed line, on a machine without this instruction set. */
 struct device *open_cpu(const char *isa, int n_threads);
 
+/* Ends the running test, as skipped, where there is no GPU. */
+struct device *open_gpu(enum dtype act_dtype);
+
 /* Memory of the device holding a copy of the host's bytes. */
 void *to_device(struct device *device, const void *host, size_t bytes);
 /* A host copy of device memory; the caller frees. */

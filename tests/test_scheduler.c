@@ -128,6 +128,16 @@ static void copy_blocks(const struct world *w, uint64_t *dst, const uint64_t *sr
         memcpy(dst + copy[i].dst * size, src + copy[i].src * size, (size_t)size * sizeof(*dst));
 }
 
+/* A model reads all of the tokens before, not only the last one. */
+static void check_computed(struct world *w, const struct seq *seq)
+{
+    uint64_t at = 0;
+    for (int p = 0; p < seq->n_computed; p++) {
+        at = state_after(at, seq->token[p]);
+        assert_true(*slot_of(w, seq, p) == at);
+    }
+}
+
 static void compute(struct world *w, const struct schedule *step)
 {
     copy_blocks(w, w->host, w->memory, step->swap_out, step->n_swap_out);
@@ -136,6 +146,7 @@ static void compute(struct world *w, const struct schedule *step)
     w->n_computed += step->n_tokens;
     for (int i = 0; i < step->n_seqs; i++) {
         struct seq *seq = step->seq[i];
+        check_computed(w, seq);
         for (int p = seq->n_computed; p < seq->n_computed + seq->n_scheduled; p++) {
             uint64_t before = p > 0 ? *slot_of(w, seq, p - 1) : 0;
             *slot_of(w, seq, p) = state_after(before, seq->token[p]);
@@ -426,6 +437,66 @@ static void a_swapped_seq_comes_before_those_that_wait(void **state)
     close_world(w);
 }
 
+static void a_block_is_copied_for_a_newcomer_after_it_has_come_back(void **state)
+{
+    (void)state;
+    struct world *w = make_world();
+    w->kv.n_blocks = w->kv.n_host_blocks = 6;
+    open_world(w);
+    add(w, 8, 16); /* to its end in the whole pool: nothing of the other one stays in the cache */
+    struct job *swapped = submit(w, 8, 9, 8), *newcomer = submit(w, 8, 4, 8);
+    scheduler_add(w->scheduler, &swapped->seq);
+    while (swapped->seq.n_preemptions == 0)
+        assert_true(step_world(w));
+    scheduler_add(w->scheduler, &newcomer->seq);
+    while (newcomer->admitted_at < 0) {
+        assert_int_equal(stats_of(w).n_swapped_in, 0);
+        assert_true(step_world(w));
+    }
+    assert_int_equal(stats_of(w).n_swapped_in, 1); /* in the same step */
+    assert_int_equal(stats_of(w).copies, 1);
+    assert_true(stats_of(w).blocks_in >= 2);
+    run_to_the_end(w);
+    close_world(w);
+}
+
+/* Runs two seqs until the last one gives way, or for n_steps; then adds an urgent one whose prompt
+ * is that of the first. Returns the steps before the preemption. */
+static int preempt_and_add(int n_steps, bool in_one_step)
+{
+    struct world *w = make_world();
+    w->kv.n_blocks = w->kv.n_host_blocks = 6;
+    w->options.policy = SCHEDULING_PRIORITY;
+    open_world(w);
+    struct job *first = submit(w, 8, 16, 8), *last = submit(w, 8, 9, 0),
+               *urgent = submit(w, 8, 2, 8);
+    last->seq.request.priority = 2;
+    urgent->seq.request.priority = 1;
+    scheduler_add(w->scheduler, &first->seq);
+    scheduler_add(w->scheduler, &last->seq);
+    while (w->n_steps < n_steps && last->seq.n_preemptions == 0)
+        assert_true(step_world(w));
+    int n_before = w->n_steps - 1;
+    scheduler_add(w->scheduler, &urgent->seq);
+    assert_true(step_world(w));
+    if (in_one_step) {
+        assert_int_equal(last->seq.n_preemptions, 1);
+        assert_int_equal(urgent->admitted_at, n_steps);
+        assert_int_equal(stats_of(w).copies, 1);
+    }
+    run_to_the_end(w);
+    assert_int_equal(w->n_finished, 3);
+    close_world(w);
+    return n_before;
+}
+
+static void a_block_is_swapped_out_before_a_newcomer_takes_it(void **state)
+{
+    (void)state;
+    int n_before = preempt_and_add(MAX_STEPS, false);
+    (void)preempt_and_add(n_before, true);
+}
+
 static void a_full_host_pool_means_recomputation(void **state)
 {
     (void)state;
@@ -657,6 +728,8 @@ int main(void)
         cmocka_unit_test(seqs_with_equal_prompts_of_whole_blocks_share_and_copy),
         cmocka_unit_test(a_swapped_seq_goes_on_where_it_stopped),
         cmocka_unit_test(a_swapped_seq_comes_before_those_that_wait),
+        cmocka_unit_test(a_block_is_copied_for_a_newcomer_after_it_has_come_back),
+        cmocka_unit_test(a_block_is_swapped_out_before_a_newcomer_takes_it),
         cmocka_unit_test(a_full_host_pool_means_recomputation),
         cmocka_unit_test(a_swapped_seq_that_is_taken_out_leaves_host_memory),
         cmocka_unit_test(each_policy_has_its_own_order),
