@@ -124,11 +124,10 @@ static int find_done(struct run *r)
         struct store *other;
         if (strcmp(files.path[i], r->path) == 0)
             continue;
-        rc = store_open(&other, files.path[i], STORE_READ);
-        if (rc == 0) {
+        rc = store_open_file(&other, files.path[i]);
+        if (rc == 0 && other)
             rc = work_list_find_done(&r->work, other);
-            store_close(other);
-        }
+        store_close(other);
     }
     store_files_free(&files);
     return rc;

@@ -324,6 +324,22 @@ int store_open_as(struct store **out, const char *path, const struct store_owner
     return finish_open(out, s, open_to_write(s, owner));
 }
 
+int store_open_file(struct store **out, const char *path)
+{
+    struct store *s = store_make(path, STORE_READ);
+    int rc = store_connect(s, path, SQLITE_OPEN_READWRITE);
+    *out = NULL;
+    if (rc == 0)
+        rc = store_schema_check(s, true);
+    if (rc == 0 && s->schema_version == 0) {
+        store_discard(s);
+        return 0;
+    }
+    if (rc == 0)
+        rc = store_exec(s, "open for reading", "PRAGMA query_only = ON");
+    return finish_open(out, s, rc);
+}
+
 int store_open(struct store **out, const char *path, enum store_mode mode)
 {
     if (mode == STORE_WRITE)

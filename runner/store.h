@@ -38,6 +38,10 @@ enum store_mode {
  * when). */
 int store_open(struct store **out, const char *path, enum store_mode mode);
 
+/* One file alone for reading, whatever shards stand beside it. *out is NULL when it is empty: its
+ * writer has not come to its first commit. */
+int store_open_file(struct store **out, const char *path);
+
 /* Who writes; "" and 0 outside Slurm. */
 struct store_owner {
     const char *job;   /* "1234", or "1234_7" of an array task */
