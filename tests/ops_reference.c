@@ -228,6 +228,14 @@ void *to_device(struct device *device, const void *host, size_t bytes)
     return memory;
 }
 
+void *to_device_as(struct device *device, enum dtype dtype, const float *x, size_t n)
+{
+    void *encoded = reference_encode(dtype, x, n);
+    void *memory = to_device(device, encoded, n * dtype_bytes(dtype));
+    free(encoded);
+    return memory;
+}
+
 void *to_host(struct device *device, const void *memory, size_t bytes)
 {
     void *host = xmalloc(bytes);

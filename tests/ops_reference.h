@@ -59,6 +59,8 @@ struct device *open_gpu(enum dtype act_dtype);
 
 /* Memory of the device holding a copy of the host's bytes. */
 void *to_device(struct device *device, const void *host, size_t bytes);
+/* Memory of the device holding numbers that the type can hold exactly, as the type. */
+void *to_device_as(struct device *device, enum dtype dtype, const float *x, size_t n);
 /* A host copy of device memory; the caller frees. */
 void *to_host(struct device *device, const void *memory, size_t bytes);
 

@@ -166,14 +166,6 @@ static void free_batch(struct host_batch *b)
     free(b->v);
 }
 
-static void *cache_to_device(struct device *device, enum dtype dtype, const float *x, size_t n)
-{
-    void *encoded = reference_encode(dtype, x, n);
-    void *memory = to_device(device, encoded, n * dtype_bytes(dtype));
-    free(encoded);
-    return memory;
-}
-
 /* The outputs of the batch's tokens, [n_tokens][n_heads head_dim]; the caller frees. */
 static float *attend(struct device *device, const struct scene *s, enum attention_kind kind,
                      const struct chunk *chunks, int n_chunks, int block_size)
@@ -201,8 +193,8 @@ static float *attend(struct device *device, const struct scene *s, enum attentio
         .kind = kind,
         .out = device->ops->alloc(device, out_bytes),
         .qkv = device_qkv,
-        .kv = {cache_to_device(device, s->kv_dtype, b.k, cache),
-               cache_to_device(device, s->kv_dtype, b.v, cache)},
+        .kv = {to_device_as(device, s->kv_dtype, b.k, cache),
+               to_device_as(device, s->kv_dtype, b.v, cache)},
         .shape = {s->n_heads, s->n_kv_heads, s->head_dim, block_size, s->kv_dtype},
         .scale = (float)scene_scale(s),
         .window = s->window,

@@ -19,12 +19,10 @@ static const double rounding[DTYPE_N] = {0x1p-23, 0x1p-8, 0x1p-11};
 #define SUM_ERROR     2e-6
 #define SMALLEST_STEP 0x1p-24 /* of float16 */
 
-/* Set by main for --small; the tests have no other way to hear of it. */
-#define SMALL_VARIABLE "QUIRE_OPS_TEST_SMALL"
-
+/* Whether main was given --small: the environment is how its tests hear of it. */
 static bool is_small(void)
 {
-    return getenv(SMALL_VARIABLE) != NULL;
+    return getenv("QUIRE_OPS_TEST_SMALL") != NULL;
 }
 
 static void reserve(struct device *device, int max_tokens, int max_rows, int vocab)
@@ -58,14 +56,6 @@ static float *random_large(enum dtype dtype, size_t n, float amplitude, uint64_t
         memcpy(x + at, base, MIN(period, n - at) * sizeof(*x));
     free(base);
     return x;
-}
-
-static void *to_device_as(struct device *device, enum dtype dtype, const float *x, size_t n)
-{
-    void *encoded = reference_encode(dtype, x, n);
-    void *memory = to_device(device, encoded, n * dtype_bytes(dtype));
-    free(encoded);
-    return memory;
 }
 
 /* Elements of device memory; the caller frees. */
@@ -739,7 +729,7 @@ static void a_recorded_step_does_what_the_direct_one_does(void **state)
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--small") == 0)
-        setenv(SMALL_VARIABLE, "1", 1);
+        setenv("QUIRE_OPS_TEST_SMALL", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
         cmocka_unit_test(embed_and_gather_pick_rows),
