@@ -243,6 +243,16 @@ void *to_host(struct device *device, const void *memory, size_t bytes)
     return host;
 }
 
+float *to_host_as(struct device *device, enum dtype dtype, const void *memory, size_t n)
+{
+    void *raw = to_host(device, memory, n * dtype_bytes(dtype));
+    float *x = xmalloc(n * sizeof(*x));
+    for (size_t i = 0; i < n; i++)
+        x[i] = reference_decode(dtype, raw, i);
+    free(raw);
+    return x;
+}
+
 /* ---- comparisons ---- */
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index)

@@ -63,6 +63,8 @@ void *to_device(struct device *device, const void *host, size_t bytes);
 void *to_device_as(struct device *device, enum dtype dtype, const float *x, size_t n);
 /* A host copy of device memory; the caller frees. */
 void *to_host(struct device *device, const void *memory, size_t bytes);
+/* The same of elements of a type, as f32. */
+float *to_host_as(struct device *device, enum dtype dtype, const void *memory, size_t n);
 
 /* Copies blocks from a pool of the device to one in its host memory, back, and within the first;
  * fails unless every byte of both is where a plain copy puts it. */

@@ -58,17 +58,6 @@ static float *random_large(enum dtype dtype, size_t n, float amplitude, uint64_t
     return x;
 }
 
-/* Elements of device memory; the caller frees. */
-static float *to_host_as(struct device *device, enum dtype dtype, const void *memory, size_t n)
-{
-    void *raw = to_host(device, memory, n * dtype_bytes(dtype));
-    float *x = xmalloc(n * sizeof(*x));
-    for (size_t i = 0; i < n; i++)
-        x[i] = reference_decode(dtype, raw, i);
-    free(raw);
-    return x;
-}
-
 /* ---- linear ---- */
 
 static struct weight load_weight(struct device *device, const float *w, int n_out, int n_in,
