@@ -8,6 +8,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -18,6 +19,9 @@
 #define IDLE_S       0.1  /* between calls of on_idle                            */
 #define LIFE_S       1.0  /* between signs of life                               */
 #define CLOSE_S      20.0 /* for the other ranks to close as well              */
+
+/* The kind, the level, and the reason as text. */
+#define LIFE_MAX_BYTES 32
 
 /* The first byte of a message. */
 enum { KIND_LIFE, KIND_DATA };
@@ -105,7 +109,8 @@ static void send_life(struct cluster *c, double now)
     enum stop_level level = stop_get();
     if (now - c->life_s < LIFE_S && level == c->told)
         return;
-    const char life[2] = {KIND_LIFE, (char)level};
+    char life[LIFE_MAX_BYTES] = {KIND_LIFE, (char)level};
+    snprintf(life + 2, sizeof(life) - 2, "%s", stop_reason());
     for (int r = 0; r < c->place.size; r++)
         if (is_heard(c, r))
             c->transport->send(r, life, sizeof(life));
@@ -123,7 +128,7 @@ static void check_life(struct cluster *c, double now)
 static void deliver(struct cluster *c, int from, const struct str *data)
 {
     if (data->data[0] == KIND_LIFE) {
-        stop_raise((enum stop_level)data->data[1], "another rank");
+        stop_raise((enum stop_level)data->data[1], stop_find_reason(data->data + 2));
         return;
     }
     pthread_mutex_lock(&c->mutex);

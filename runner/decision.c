@@ -40,7 +40,7 @@ static int find_gpu(void)
 int decision_choose_device(struct decision *out, const struct settings *s,
                            const struct decision_policy *policy)
 {
-    *out = (struct decision){.device = DEVICE_CPU, .fast = s->engine.fast != FAST_OFF};
+    *out = (struct decision){.device = DEVICE_CPU};
     if (s->engine.device == DEVICE_CHOICE_CPU)
         return 0;
     if (find_gpu() == 0) {
@@ -127,6 +127,7 @@ int decision_choose_attention(struct decision *d, const struct settings *s,
     };
     struct device_info info = pretended(device);
     char why[DECISION_REASON_MAX];
+    d->fast = s->engine.fast != FAST_OFF;
     d->attention = decision_auto_attention(&info);
     if (s->engine.attention == ATTENTION_CHOICE_AUTO) {
         describe_choice(d, &info, true);

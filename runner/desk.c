@@ -482,12 +482,23 @@ static void write_workers(struct desk *d, double now)
     }
 }
 
+/* Once, with a commit: there may be little time left. */
+static void note_stop(struct desk *d)
+{
+    if (d->stopping || d->failure || !stop_get())
+        return;
+    d->stopping = true;
+    record_event(d, 0, "signal", stop_reason());
+    record_commit(d);
+}
+
 void desk_tick(struct desk *d)
 {
     lock(d);
     double now = time_monotonic_s();
     double latency_s = d->latency_s > 0 ? d->latency_s : FIRST_LATENCY_S;
     stop_check_job_end(latency_s * LATENCY_MARGIN + STOP_END_SECONDS);
+    note_stop(d);
     if (!d->failure)
         show_progress(d, now);
     if (!d->failure)
@@ -523,6 +534,7 @@ void desk_lose(struct desk *d, int rank)
 struct desk_summary desk_finish(struct desk *d)
 {
     lock(d);
+    note_stop(d);
     if (!d->failure) {
         char reason[128];
         snprintf(reason, sizeof(reason), "stopped by %s", stop_reason());

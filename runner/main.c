@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 struct command {
@@ -77,6 +78,7 @@ static int finish(int code)
 int main(int argc, char **argv)
 {
     limit_spinning(argv);
+    prctl(PR_SET_NAME, "quire"); /* ps and pkill would know it as "exe" */
     setlocale(LC_CTYPE, "");
     const char *level = getenv("QUIRE_LOG");
     if (level && log_set_level(level) != 0) {

@@ -5,11 +5,14 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <string.h>
 #include <time.h>
 
 /* mpirun and scancel both pass a signal on, so that one request to stop can arrive twice; a second
  * one counts when it comes later than this. */
 #define SAME_SIGNAL_SECONDS 1
+
+#define JOB_END "the job's time limit"
 
 struct caught {
     int number;
@@ -89,6 +92,14 @@ const char *stop_reason(void)
     return reason ? reason : "";
 }
 
+const char *stop_find_reason(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(signals); i++)
+        if (strcmp(name, signals[i].name) == 0)
+            return signals[i].name;
+    return strcmp(name, JOB_END) == 0 ? JOB_END : "another rank";
+}
+
 void stop_set_job_end(int64_t unix_s)
 {
     state.job_end_s = unix_s;
@@ -102,7 +113,7 @@ double stop_job_left_s(void)
 void stop_check_job_end(double margin_s)
 {
     if (stop_job_left_s() <= margin_s)
-        stop_raise(STOP_DRAIN, "the job's time limit");
+        stop_raise(STOP_DRAIN, JOB_END);
 }
 
 double stop_deadline_s(void)

@@ -26,6 +26,8 @@ void stop_catch_signals(void);
  * first reason stays. */
 void stop_raise(enum stop_level level, const char *why);
 enum stop_level stop_get(void);
+/* The reason of this name as another process gave it, to be raised here. */
+const char *stop_find_reason(const char *name);
 /* "SIGTERM", "the job's time limit", "another rank"; "" when nothing has asked to stop. */
 const char *stop_reason(void);
 

@@ -185,12 +185,21 @@ static int read_integer(struct store *s, const char *sql, int *out)
     return rc == SQLITE_ROW ? 0 : -1;
 }
 
+/* In one transaction: another process may be making the tables just now. */
+static int read_identity(struct store *s, int *id, int *n_objects)
+{
+    if (store_exec(s, "read it as a results database", "BEGIN") != 0)
+        return -1;
+    bool done = read_integer(s, "PRAGMA application_id", id) == 0 &&
+                read_integer(s, "PRAGMA user_version", &s->schema_version) == 0 &&
+                read_integer(s, "SELECT count(*) FROM sqlite_master", n_objects) == 0;
+    return store_exec(s, "read it as a results database", "COMMIT") == 0 && done ? 0 : -1;
+}
+
 int store_schema_check(struct store *s, bool may_be_empty)
 {
     int id, n_objects;
-    if (read_integer(s, "PRAGMA application_id", &id) != 0 ||
-        read_integer(s, "PRAGMA user_version", &s->schema_version) != 0 ||
-        read_integer(s, "SELECT count(*) FROM sqlite_master", &n_objects) != 0)
+    if (read_identity(s, &id, &n_objects) != 0)
         return -1;
     bool is_empty = id == 0 && s->schema_version == 0 && n_objects == 0;
     if (is_empty && may_be_empty)

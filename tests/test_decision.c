@@ -143,6 +143,21 @@ static void swap_space_counts_when_preempted_sequences_are_swapped(void **state)
     decision_engine_options(&(struct decision){.fast = true}, &s, &options);
     assert_int_equal(options.swap_bytes, 0);
 }
+/* One device is chosen for all tasks of a model; the engine is each task's own. */
+static void each_task_has_the_engine_that_it_asks_for(void **state)
+{
+    (void)state;
+    struct settings s = {.engine = {.device = DEVICE_CHOICE_CPU, .fast = FAST_OFF}};
+    struct device_info processor = cpu();
+    struct decision d;
+    assert_int_equal(decision_choose_device(&d, &s, &strict), 0);
+    s.engine.fast = FAST_AUTO;
+    assert_int_equal(decision_choose_attention(&d, &s, &processor, &strict), 0);
+    assert_true(d.fast);
+    s.engine.fast = FAST_OFF;
+    assert_int_equal(decision_choose_attention(&d, &s, &processor, &strict), 0);
+    assert_false(d.fast);
+}
 
 int main(void)
 {
@@ -152,6 +167,7 @@ int main(void)
         cmocka_unit_test(what_the_gpu_can_run_is_taken_without_a_word),
         cmocka_unit_test(strict_and_an_exclamation_mark_refuse_another_kernel),
         cmocka_unit_test(without_a_gpu_auto_goes_to_the_cpu_unless_that_is_forbidden),
+        cmocka_unit_test(each_task_has_the_engine_that_it_asks_for),
         cmocka_unit_test(the_standard_engine_stands_in_for_the_fast_one_with_the_reason),
         cmocka_unit_test(a_gpu_without_memory_sends_the_tasks_to_the_cpu),
         cmocka_unit_test(swap_space_counts_when_preempted_sequences_are_swapped),
