@@ -115,6 +115,7 @@ swap-without-prefix-cache --set engine.num_kv_blocks=10 --set engine.preemption_
 no-prefix-cache --set engine.enable_prefix_caching=false
 blocks-of-16 --set engine.block_size=16
 not-recorded --set engine.enforce_eager=true
+synchronous --set engine.async_scheduling=false
 standard --set engine.fast=false
 CASES
 }
