@@ -210,11 +210,14 @@ static void write_requeue(struct str *out, const struct slurm_spec *s)
 {
     if (!s->requeue)
         return;
+    const char *id = s->array ? "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" : "$SLURM_JOB_ID";
     str_append_c(
         out,
         "\n# 75: stopped early, the rest is for another time. But when Slurm itself ends the job"
         " (scancel,\n# preemption, the time limit), a requeue from here would bring a cancelled"
-        " job back; its TERM\n# may come to this shell a moment after the ranks.\n"
+        " job back; its TERM\n# may come to this shell a moment after the ranks. And when Slurm has"
+        " started the job again\n# elsewhere, because this node was cut off, it would stop that"
+        " attempt.\n"
         "if [ \"$code\" -eq 75 ]; then\n"
         "    sleep 2\n"
         "    if [ \"$ending\" = yes ]; then\n"
@@ -222,12 +225,16 @@ static void write_requeue(struct str *out, const struct slurm_spec *s)
     str_appendf(out,
                 "    elif [ \"${SLURM_RESTART_COUNT:-0}\" -ge %d ]; then\n"
                 "        echo \"requeued $SLURM_RESTART_COUNT times: submit again for the rest\"\n"
+                "    elif ! scontrol show job -o \"%s\" |\n"
+                "        grep -q \" Restarts=${SLURM_RESTART_COUNT:-0} \"; then\n"
+                "        echo 'not the latest attempt of this job, or Slurm does not answer: it is"
+                " not requeued from here'\n"
                 "    else\n"
-                "        scontrol requeue \"%s\" || echo 'submit again for the rest'\n"
+                "        scontrol requeue \"%s\" || [ \"$ending\" = yes ] ||\n"
+                "            echo 'submit again for the rest'\n"
                 "    fi\n"
                 "fi\n",
-                MAX_REQUEUES,
-                s->array ? "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" : "$SLURM_JOB_ID");
+                MAX_REQUEUES, id, id);
 }
 
 /* ---- the job that merges an array's shards ---- */

@@ -24,8 +24,13 @@ printf '%s\n' "$@" >"$FAKE/srun"
 [ "$FAKE_EXIT" != wait ] || exit 75
 exit "$FAKE_EXIT"
 TEXT
+# Slurm knows of the attempt that runs, unless $FAKE_RESTARTS tells of another.
 fake scontrol <<'TEXT'
 #!/bin/bash
+if [ "$1" = show ]; then
+    echo "JobId=41 Requeue=1 Restarts=${FAKE_RESTARTS:-${SLURM_RESTART_COUNT:-0}} BatchFlag=1"
+    exit
+fi
 echo "$*" >>"$FAKE/scontrol"
 TEXT
 # The scripts' own pause is not waited for here.
@@ -116,6 +121,9 @@ exits "stopped early: the script ends with 75" 75 start "$script" FAKE_EXIT=75
 equal "stopped early: the job is requeued" "$(asked scontrol)" "requeue 41"
 exits "the fiftieth restart" 75 start "$script" FAKE_EXIT=75 SLURM_RESTART_COUNT=50
 equal "the fiftieth restart is the last" "$(asked scontrol)" ""
+
+exits "stopped while a newer attempt runs" 75 start "$script" FAKE_EXIT=75 FAKE_RESTARTS=1
+equal "stopped while a newer attempt runs: that one is left alone" "$(asked scontrol)" ""
 
 # signalled NAME SIGNAL SCRIPT: runs the script, and signals its shell when the step is under way.
 signalled()
@@ -214,6 +222,9 @@ for script in slurm/*.sbatch; do
     exits "$script: stopped early" 75 start "$script" FAKE_EXIT=75 SLURM_ARRAY_JOB_ID=40 \
         SLURM_ARRAY_TASK_ID=3
     equal "$script: stopped early, it is requeued" "$(asked scontrol)" "requeue $id"
+    exits "$script: a newer attempt runs" 75 start "$script" FAKE_EXIT=75 SLURM_ARRAY_JOB_ID=40 \
+        SLURM_ARRAY_TASK_ID=3 FAKE_RESTARTS=1
+    equal "$script: a newer attempt is left alone" "$(asked scontrol)" ""
     signalled "$script: cancelled" TERM "$script"
     equal "$script: cancelled, it stays so" "$(asked scontrol)" ""
 done
