@@ -11,6 +11,7 @@
 
 #include "engine/model.h"
 
+#define INT8       "int8" /* a model's name of a dtype that asks for its quantization */
 #define BLOCK_SIZE 16
 #define MAX_SEQS   8
 
@@ -35,10 +36,13 @@ struct world {
 static struct model *open_on(const char *path, const char *dtype, struct device_options device)
 {
     struct model *m;
-    /* An instruction set is the CPU's. */
+    /* An instruction set and int8 are the CPU's. */
+    bool int8 = strcmp(dtype, INT8) == 0;
     const struct model_options options = {.path = path,
-                                          .dtype = dtype,
-                                          .device = device.isa ? DEVICE_CPU : test_device(),
+                                          .dtype = int8 ? "auto" : dtype,
+                                          .quantization =
+                                              int8 ? QUANTIZATION_INT8 : QUANTIZATION_NONE,
+                                          .device = device.isa || int8 ? DEVICE_CPU : test_device(),
                                           .device_options = device};
     log_set_level("warning");
     if (model_open(&m, &options) != 0)
@@ -608,6 +612,108 @@ static void real_texts_are_as_likely_as_in_the_reference(void **state)
     free(file);
 }
 
+/* ---- int8 weights ---- */
+
+/* The mean negative log-likelihood of a text's tokens. */
+static double mean_nll(struct model *m, const json_t *text)
+{
+    int n, vocab = m->arch.vocab;
+    int *ids = read_ids(json_object_get(text, "ids"), &n);
+    float *logits = logits_of(m, ATTENTION_FLASH, DTYPE_F32, ids, n, 64);
+    double sum = 0;
+    for (int t = 0; t + 1 < n; t++)
+        sum += nll(logits + (size_t)t * (size_t)vocab, vocab, ids[t + 1]);
+    free(logits);
+    free(ids);
+    return sum / (n - 1);
+}
+
+static double mean_of(const json_t *numbers)
+{
+    double sum = 0;
+    for (size_t i = 0; i < json_array_size(numbers); i++)
+        sum += number_at(numbers, i);
+    return sum / (double)json_array_size(numbers);
+}
+
+static void int8_weights_hardly_change_how_likely_real_texts_are(void **state)
+{
+    (void)state;
+    char *file = test_data_path("reference/tinystories_sample_nll.json");
+    if (!file)
+        skip();
+    json_t *root = read_json(file), *models = json_object_get(root, "models"), *texts;
+    const char *name;
+    json_object_foreach(models, name, texts)
+    {
+        char *dir_name = xasprintf("models/%s", name), *dir = test_data_path(dir_name);
+        free(dir_name);
+        if (!dir)
+            skip();
+        struct model *m = open_model(dir, INT8);
+        double difference = 0, expected = 0;
+        size_t n = json_array_size(texts);
+        for (size_t i = 0; i < n; i++) {
+            const json_t *text = json_array_get(texts, i);
+            double of_text = mean_of(json_object_get(text, "token_nll"));
+            expected += of_text / (double)n;
+            difference += (mean_nll(m, text) - of_text) / (double)n;
+        }
+        print_message("%s in int8: NLL %.4f, %+.4f\n", name, expected + difference, difference);
+        assert_true(fabs(difference) < 0.02);
+        model_close(m);
+        free(dir);
+    }
+    json_decref(root);
+    free(file);
+}
+
+static struct {
+    int same, clear, n;
+} greedy;
+
+static bool count_greedy(const json_t *prompt, int step, int expected, const float *logits,
+                         int vocab)
+{
+    const json_t *detail = json_array_get(json_object_get(prompt, "steps"), (size_t)step);
+    bool same = argmax(logits, vocab) == expected;
+    greedy.n++;
+    greedy.same += same;
+    if (json_number_value(json_object_get(detail, "margin")) >= 0.5) {
+        greedy.clear++;
+        assert_true(same);
+    }
+    return true;
+}
+
+static void int8_weights_mostly_give_the_reference_ids(void **state)
+{
+    (void)state;
+    memset(&greedy, 0, sizeof(greedy));
+    follow_trained(INT8, count_greedy);
+    print_message("%d of %d greedy ids are the reference's\n", greedy.same, greedy.n);
+}
+
+static void int8_weights_stay_near_the_reference_on_every_instruction_set(void **state)
+{
+    (void)state;
+    static const char *const isas[] = {"plain", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+    for (size_t k = 0; k < ARRAY_LEN(isas); k++) {
+        const struct device_options device = {.n_threads = 1, .isa = isas[k]};
+        struct device_info info;
+        if (device_describe(&info, DEVICE_CPU, &device) != 0)
+            continue;
+        for (size_t i = 0; i < ARRAY_LEN(golden_names); i++) {
+            struct golden g;
+            golden_open_on(&g, golden_names[i], INT8, device);
+            double error = golden_error(&g, ATTENTION_FLASH, DTYPE_F32, 17);
+            print_message("%s: %s in int8: relative error %.2g\n", isas[k], golden_names[i], error);
+            assert_true(error < 0.5);
+            golden_close(&g);
+        }
+    }
+}
+
 /* ---- invariance ---- */
 
 static void check_chunks(struct model *m, enum attention_kind attention, enum dtype kv_dtype)
@@ -762,6 +868,9 @@ int main(void)
         cmocka_unit_test(trained_models_in_f32_give_every_reference_id),
         cmocka_unit_test(trained_models_in_bf16_give_the_clear_reference_ids),
         cmocka_unit_test(real_texts_are_as_likely_as_in_the_reference),
+        cmocka_unit_test(int8_weights_hardly_change_how_likely_real_texts_are),
+        cmocka_unit_test(int8_weights_mostly_give_the_reference_ids),
+        cmocka_unit_test(int8_weights_stay_near_the_reference_on_every_instruction_set),
         cmocka_unit_test(chunks_of_a_prompt_give_the_same_bits_as_the_whole),
         cmocka_unit_test(a_sequence_in_a_batch_gives_the_same_bits_as_alone),
         cmocka_unit_test(the_number_of_threads_changes_no_bit),
