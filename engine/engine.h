@@ -53,9 +53,6 @@ struct model_info {
 
 struct model;
 
-/* What the weights are stored as: "int8", or the dtype's name. */
-const char *model_weights_name(const struct model_info *info);
-
 /* Loads weights and tokenizer onto the device. ERR_DATA: damaged or unsupported files;
  * ERR_RESOURCE: not enough memory (the message says how much was needed and was there). */
 int model_open(struct model **out, const struct model_options *options);

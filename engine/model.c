@@ -229,13 +229,14 @@ static int check_memory(const struct model *m, const char *path)
     char needed[32], there[32], all[32];
     if (m->info.weight_bytes <= m->info.device.free_bytes)
         return 0;
-    return err_set(
-        ERR_RESOURCE,
-        "%s: the weights take %s (%zu bytes) as %s; the device has %s free (%zu bytes) "
-        "of %s",
-        path, format_bytes(needed, (double)m->info.weight_bytes), m->info.weight_bytes,
-        model_weights_name(&m->info), format_bytes(there, (double)m->info.device.free_bytes),
-        m->info.device.free_bytes, format_bytes(all, (double)m->info.device.memory_bytes));
+    return err_set(ERR_RESOURCE,
+                   "%s: the weights take %s (%zu bytes) as %s; the device has %s free (%zu bytes) "
+                   "of %s",
+                   path, format_bytes(needed, (double)m->info.weight_bytes), m->info.weight_bytes,
+                   weight_name(m->info.dtype, m->info.quantization),
+                   format_bytes(there, (double)m->info.device.free_bytes),
+                   m->info.device.free_bytes,
+                   format_bytes(all, (double)m->info.device.memory_bytes));
 }
 
 static int load_rope(struct model *m)
@@ -255,7 +256,8 @@ static void log_loading(const struct model *m, const struct model_options *optio
 {
     char bytes[32];
     log_info("%s: %s, %.4g M parameters, %s, %s%s; on %s: %s, %s, %d threads", options->path,
-             m->arch.name, (double)m->info.n_params / 1e6, model_weights_name(&m->info),
+             m->arch.name, (double)m->info.n_params / 1e6,
+             weight_name(m->info.dtype, m->info.quantization),
              format_bytes(bytes, (double)m->info.weight_bytes),
              options->random_init ? ", random initialisation" : "",
              device_kind_name(m->info.device.kind), m->info.device.name, m->info.device.isa,
@@ -317,12 +319,6 @@ void model_close(struct model *m)
     }
     tokenizer_close(m->tokenizer);
     free(m);
-}
-
-const char *model_weights_name(const struct model_info *info)
-{
-    return info->quantization == QUANTIZATION_NONE ? dtype_name(info->dtype)
-                                                   : quantization_name(info->quantization);
 }
 
 const struct model_info *model_get_info(const struct model *m)

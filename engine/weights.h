@@ -19,6 +19,10 @@ struct weight_source {
  * ERR_DATA: a tensor is missing or has another shape. ERR_RESOURCE: no memory. What was loaded
  * before a failure is freed by weights_free.
  *
+ * The embedding is quantised like all other matrices: as lm_head it is the largest of them, and it
+ * hardly matters. Left alone in two small trained models, the mean NLL was 0.0019 lower in one and
+ * 0.0011 higher in the other.
+ *
  * Random initialisation: element i of a matrix is a function of (init_seed, the tensor's name, i)
  * alone, close to normal(0, init_std), and a bfloat16 number, so that models of one seed have the
  * same weights in every dtype. Gains are 1, biases 0. */

@@ -42,6 +42,11 @@ const char *quantization_name(enum quantization quantization)
     return names[quantization];
 }
 
+const char *weight_name(enum dtype dtype, enum quantization quantization)
+{
+    return quantization == QUANTIZATION_NONE ? dtype_name(dtype) : quantization_name(quantization);
+}
+
 size_t weight_bytes(size_t n_out, size_t n_in, enum dtype dtype, enum quantization quantization)
 {
     if (quantization == QUANTIZATION_NONE)

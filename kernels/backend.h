@@ -39,13 +39,16 @@ enum quantization {
     QUANTIZATION_N,
 };
 
-/* Every group of columns costs a product 2 instructions beside its dot products, 16 of them with VNNI.
- * Groups of 32 made prefill slower by a fifth (1.38 instead of 1.69 times bf16), and the error of
- * the logits of Qwen3-0.6B's shape with random weights no more than a tenth smaller (2.9 instead of
- * 3.2 % of their root mean square). */
+/* Every group of columns costs a product 2 instructions beside its dot products, 16 of them with
+ * VNNI. Groups of 32 made prefill slower by a fifth (1.38 instead of 1.69 times bf16), and the
+ * error of the logits of Qwen3-0.6B's shape with random weights no more than a tenth smaller (2.9
+ * instead of 3.2 % of their root mean square). */
 #define INT8_GROUP 64
 
 const char *quantization_name(enum quantization quantization); /* "none", "int8" */
+
+/* What weights are stored as: the dtype's name, or the quantization's where there is one. */
+const char *weight_name(enum dtype dtype, enum quantization quantization);
 
 /* Bytes of a matrix [n_out, n_in], without the padding of a device's own layout. */
 size_t weight_bytes(size_t n_out, size_t n_in, enum dtype dtype, enum quantization quantization);

@@ -248,6 +248,7 @@ static void bad_values_say_what_was_expected(void **state)
         {"sampling: {temperature: [1, 2]}", "sampling.temperature is a list; expected a number"},
         {"sampling: {seed: -1}", "is '-1'; expected an integer of at least 0"},
         {"model.dtype: bf16", "expected one of auto, bfloat16, float16, float32"},
+        {"model.quantization: int4", "expected one of none, int8"},
         {"replications: 0", "replications is '0'; expected an integer from 1 to 100000"},
         {"schedule: exclusiv", "did you mean 'exclusive'?"},
         {"experiment: a/b", "x.yaml:3:13: the experiment's name becomes a file name"},
