@@ -39,7 +39,7 @@ TEST_LIBS   := -lcmocka
 
 # ---- sources and objects ------------------------------------------------------------------------
 
-X86_ONLY := %_avx2.c %_avx512.c %_avx512bf16.c
+X86_ONLY := %_avx2.c %_avx512.c %_avx512vnni.c %_avx512bf16.c
 MACHINE  := $(shell uname -m)
 
 ENGINE_SRC := $(sort $(wildcard engine/*.c kernels/*.c kernels/cpu/*.c))
@@ -217,8 +217,9 @@ $(EXAMPLES): $(BUILD)/examples/%: $(BUILD)/obj/examples/%.o $(LIBQUIRE) $(BUILD)
 # One source is compiled once per instruction set; the CPU is asked at run time which one it has.
 AVX2   := -mavx2 -mfma -mf16c
 AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
+VNNI   := $(AVX512) -mavx512vnni
 isa     = $(if $(filter %_avx2.c,$(1)),$(AVX2))$(if $(filter %_avx512.c,$(1)),$(AVX512))$(if \
-          $(filter %_avx512bf16.c,$(1)),$(AVX512) -mavx512bf16)
+          $(filter %_avx512vnni.c,$(1)),$(VNNI))$(if $(filter %_avx512bf16.c,$(1)),$(VNNI) -mavx512bf16)
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)

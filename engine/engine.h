@@ -27,7 +27,8 @@ struct model_options {
     const char *path;      /* Hugging Face directory, or a .json architecture with random_init */
     const char *tokenizer; /* directory of another tokenizer; NULL: the model's own, if any    */
     const char *dtype;     /* "auto", "bfloat16", "float16", "float32"; NULL: auto             */
-    bool random_init;      /* no weights are read: values by seed                              */
+    enum quantization quantization; /* of all matrices, when they are loaded; INT8: CPU only   */
+    bool random_init; /* no weights are read: values by seed                              */
     uint64_t init_seed;
     enum device_kind device;
     struct device_options device_options; /* threads and instruction set of a CPU               */
@@ -36,7 +37,8 @@ struct model_options {
 struct model_info {
     char arch[64]; /* "Qwen3ForCausalLM"                                               */
     char fingerprint[SHA256_HEX_LEN + 1]; /* of architecture, weights (or init seed), tokenizer   */
-    enum dtype dtype;     /* of the weights on the device                                     */
+    enum dtype dtype; /* of the weights on the device; quantised ones: of the KV cache    */
+    enum quantization quantization; /* of the weights on the device                           */
     enum dtype act_dtype; /* of activations on the device                                     */
     int n_layers, hidden, ffn, n_heads, n_kv_heads, head_dim, vocab;
     int max_position;   /* the longest sequence that the model was made for                 */

@@ -94,6 +94,16 @@ static int choose_dtype(enum dtype *out, const struct model_files *files,
     return 0;
 }
 
+static int check_quantization(const struct model_options *options)
+{
+    if (options->quantization == QUANTIZATION_NONE || options->device == DEVICE_CPU)
+        return 0;
+    return err_set(ERR_CONFIG,
+                   "quantization %s is for the CPU, and this model is for %s; expected "
+                   "quantization none, or device cpu",
+                   quantization_name(options->quantization), device_kind_name(options->device));
+}
+
 static int open_tokenizer(struct tokenizer **out, const struct model_options *options)
 {
     if (options->tokenizer)
@@ -107,7 +117,8 @@ static int open_tokenizer(struct tokenizer **out, const struct model_options *op
 static int files_open(struct model_files *files, const struct model_options *options)
 {
     *files = (struct model_files){0};
-    if (check_path(options) != 0 || arch_load(&files->arch, options->path) != 0)
+    if (check_quantization(options) != 0 || check_path(options) != 0 ||
+        arch_load(&files->arch, options->path) != 0)
         return -1;
     if ((!options->random_init && safetensors_open(&files->checkpoint, options->path) != 0) ||
         choose_dtype(&files->dtype, files, options) != 0 ||
@@ -143,6 +154,8 @@ static void fingerprint(char hex[SHA256_HEX_LEN + 1], const struct model_files *
 {
     struct str text = {0};
     str_appendf(&text, "model %d %s ", FINGERPRINT_VERSION, dtype_name(files->dtype));
+    if (options->quantization != QUANTIZATION_NONE)
+        str_appendf(&text, "%s by %d ", quantization_name(options->quantization), INT8_GROUP);
     add_arch(&text, &files->arch);
     if (files->checkpoint) {
         safetensors_fingerprint(files->checkpoint, hex);
@@ -167,6 +180,7 @@ static void describe(struct model_info *info, const struct model_files *files,
     const struct model_arch *a = &files->arch;
     *info = (struct model_info){
         .dtype = files->dtype,
+        .quantization = options->quantization,
         .act_dtype = device->act_dtype,
         .n_layers = a->n_layers,
         .hidden = a->hidden,
@@ -179,7 +193,7 @@ static void describe(struct model_info *info, const struct model_files *files,
         .bos = a->bos,
         .n_eos = a->n_eos,
         .n_params = arch_n_params(a),
-        .weight_bytes = weights_bytes(a, files->dtype) + rope_bytes(a),
+        .weight_bytes = weights_bytes(a, files->dtype, options->quantization) + rope_bytes(a),
         .device = device->info,
     };
     memcpy(info->arch, a->name, sizeof(info->arch));
@@ -215,13 +229,14 @@ static int check_memory(const struct model *m, const char *path)
     char needed[32], there[32], all[32];
     if (m->info.weight_bytes <= m->info.device.free_bytes)
         return 0;
-    return err_set(
-        ERR_RESOURCE,
-        "%s: the weights take %s (%zu bytes) as %s; the device has %s free (%zu bytes) "
-        "of %s",
-        path, format_bytes(needed, (double)m->info.weight_bytes), m->info.weight_bytes,
-        dtype_name(m->info.dtype), format_bytes(there, (double)m->info.device.free_bytes),
-        m->info.device.free_bytes, format_bytes(all, (double)m->info.device.memory_bytes));
+    return err_set(ERR_RESOURCE,
+                   "%s: the weights take %s (%zu bytes) as %s; the device has %s free (%zu bytes) "
+                   "of %s",
+                   path, format_bytes(needed, (double)m->info.weight_bytes), m->info.weight_bytes,
+                   weight_name(m->info.dtype, m->info.quantization),
+                   format_bytes(there, (double)m->info.device.free_bytes),
+                   m->info.device.free_bytes,
+                   format_bytes(all, (double)m->info.device.memory_bytes));
 }
 
 static int load_rope(struct model *m)
@@ -241,7 +256,8 @@ static void log_loading(const struct model *m, const struct model_options *optio
 {
     char bytes[32];
     log_info("%s: %s, %.4g M parameters, %s, %s%s; on %s: %s, %s, %d threads", options->path,
-             m->arch.name, (double)m->info.n_params / 1e6, dtype_name(m->info.dtype),
+             m->arch.name, (double)m->info.n_params / 1e6,
+             weight_name(m->info.dtype, m->info.quantization),
              format_bytes(bytes, (double)m->info.weight_bytes),
              options->random_init ? ", random initialisation" : "",
              device_kind_name(m->info.device.kind), m->info.device.name, m->info.device.isa,

@@ -215,7 +215,9 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
     struct model *m = loader->m;
     struct weight_part parts[MAX_PARTS];
     void *owned[MAX_PARTS] = {0};
-    *w = (struct weight){.dtype = m->info.dtype, .n_in = (int)dim_size(&m->arch, b->columns)};
+    *w = (struct weight){.dtype = m->info.dtype,
+                         .quantization = m->info.quantization,
+                         .n_in = (int)dim_size(&m->arch, b->columns)};
     int rc = 0;
     for (int i = 0; rc == 0 && i < n_parts(b); i++) {
         char name[MAX_TENSOR_NAME];
@@ -331,23 +333,24 @@ void weights_free(struct model *m)
 }
 
 static size_t bindings_bytes(const struct model_arch *arch, const struct binding *bindings,
-                             size_t n, enum dtype dtype)
+                             size_t n, enum dtype dtype, enum quantization quantization)
 {
     size_t bytes = 0;
     for (size_t i = 0; i < n; i++) {
         const struct binding *b = &bindings[i];
         if (!applies(arch, b->when))
             continue;
-        bytes += b->kind == MATRIX
-                     ? n_rows(arch, b) * dim_size(arch, b->columns) * dtype_bytes(dtype)
-                     : n_rows(arch, b) * sizeof(float);
+        bytes += b->kind == MATRIX ? weight_bytes(n_rows(arch, b), dim_size(arch, b->columns),
+                                                  dtype, quantization)
+                                   : n_rows(arch, b) * sizeof(float);
     }
     return bytes;
 }
 
-size_t weights_bytes(const struct model_arch *arch, enum dtype dtype)
+size_t weights_bytes(const struct model_arch *arch, enum dtype dtype,
+                     enum quantization quantization)
 {
-    return bindings_bytes(arch, model_bindings, ARRAY_LEN(model_bindings), dtype) +
+    return bindings_bytes(arch, model_bindings, ARRAY_LEN(model_bindings), dtype, quantization) +
            (size_t)arch->n_layers *
-               bindings_bytes(arch, layer_bindings, ARRAY_LEN(layer_bindings), dtype);
+               bindings_bytes(arch, layer_bindings, ARRAY_LEN(layer_bindings), dtype, quantization);
 }

@@ -15,9 +15,13 @@ struct weight_source {
 };
 
 /* Takes m->layer and fills all weights, gains and biases from m->arch, on m->device, matrices as
- * m->info.dtype; adds the device bytes taken to m->info.weight_bytes. ERR_DATA: a tensor is missing
- * or has another shape. ERR_RESOURCE: no memory. What was loaded before a failure is freed by
- * weights_free.
+ * m->info.dtype and m->info.quantization; adds the device bytes taken to m->info.weight_bytes.
+ * ERR_DATA: a tensor is missing or has another shape. ERR_RESOURCE: no memory. What was loaded
+ * before a failure is freed by weights_free.
+ *
+ * The embedding is quantised like all other matrices: as lm_head it is the largest of them, and it
+ * hardly matters. Left alone in two small trained models, the mean NLL was 0.0019 lower in one and
+ * 0.0011 higher in the other.
  *
  * Random initialisation: element i of a matrix is a function of (init_seed, the tensor's name, i)
  * alone, close to normal(0, init_std), and a bfloat16 number, so that models of one seed have the
@@ -30,6 +34,7 @@ void weights_free(struct model *m); /* also when nothing, or not everything, was
 enum dtype weights_checkpoint_dtype(const struct safetensors *checkpoint);
 
 /* Device bytes of all weights, gains and biases, without the padding of the device's layout. */
-size_t weights_bytes(const struct model_arch *arch, enum dtype dtype);
+size_t weights_bytes(const struct model_arch *arch, enum dtype dtype,
+                     enum quantization quantization);
 
 #endif

@@ -32,6 +32,28 @@ void dtype_to_f32(float *out, const void *in, enum dtype dtype, size_t n)
     }
 }
 
+const char *quantization_name(enum quantization quantization)
+{
+    static const char *const names[QUANTIZATION_N] = {
+        [QUANTIZATION_NONE] = "none",
+        [QUANTIZATION_INT8] = "int8",
+    };
+    assert(quantization < QUANTIZATION_N);
+    return names[quantization];
+}
+
+const char *weight_name(enum dtype dtype, enum quantization quantization)
+{
+    return quantization == QUANTIZATION_NONE ? dtype_name(dtype) : quantization_name(quantization);
+}
+
+size_t weight_bytes(size_t n_out, size_t n_in, enum dtype dtype, enum quantization quantization)
+{
+    if (quantization == QUANTIZATION_NONE)
+        return n_out * n_in * dtype_bytes(dtype);
+    return n_out * (n_in + CEIL_DIV(n_in, INT8_GROUP) * dtype_bytes(DTYPE_BF16));
+}
+
 const char *attention_name(enum attention_kind kind)
 {
     static const char *const names[ATTENTION_N] = {

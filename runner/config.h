@@ -56,6 +56,7 @@ struct settings {
         const char *architecture; /* .json of configs/models for init: random */
         const char *tokenizer;    /* directory    */
         const char *dtype; /* auto, bfloat16, float16, float32                                 */
+        int quantization;  /* enum quantization                                                */
         int init;          /* enum init_choice                                                 */
         int64_t seed;      /* of random initialisation                                         */
     } model;

@@ -51,7 +51,8 @@ struct opening {
     int group;
     struct decision decision;
     bool has_model, has_engine;
-    enum dtype dtype; /* of the weights, when there is a model */
+    enum dtype dtype;               /* of the weights, when there is a model */
+    enum quantization quantization; /* likewise                              */
     double load_s, init_s;
 };
 

@@ -42,7 +42,7 @@ static struct store_attempt attempt_row(const struct desk *d, int rank, const st
         .engine_used = o->has_engine ? (o->decision.fast ? "fast" : "standard") : "",
         .attention_used = o->has_engine ? attention_name(o->decision.attention) : "",
         .device_used = o->has_model ? device_kind_name(o->decision.device) : "",
-        .dtype_used = o->has_model ? dtype_name(o->dtype) : "",
+        .dtype_used = o->has_model ? weight_name(o->dtype, o->quantization) : "",
         .decision_reason = o->decision.reason,
         .degraded_reason = o->decision.degraded_reason,
         .degraded = o->decision.degraded,

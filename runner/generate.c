@@ -15,7 +15,7 @@ struct stream {
 };
 
 struct choices {
-    const char *model, *tokenizer, *dtype, *prompt, *system, *device, *attention;
+    const char *model, *tokenizer, *dtype, *quantization, *prompt, *system, *device, *attention;
     bool chat, ignore_eos;
     int64_t max_tokens, top_k, seed, threads;
     double temperature, top_p, min_p;
@@ -133,7 +133,10 @@ static int choose_settings(struct settings *s, const struct choices *o)
     static const char *const devices[] = {"auto", "cpu", "cuda"};
     static const char *const kernels[] = {"auto", "flash", "memory_efficient", "eager"};
     *s = (struct settings){.engine = {.fast = FAST_ON}};
-    if (find_choice(&s->engine.device, "device", o->device, devices, ARRAY_LEN(devices)) != 0)
+    static const char *const quantizations[] = {"none", "int8"};
+    if (find_choice(&s->engine.device, "device", o->device, devices, ARRAY_LEN(devices)) != 0 ||
+        find_choice(&s->model.quantization, "quantization", o->quantization, quantizations,
+                    ARRAY_LEN(quantizations)) != 0)
         return -1;
     return find_choice(&s->engine.attention, "attention", o->attention, kernels,
                        ARRAY_LEN(kernels));
@@ -153,6 +156,7 @@ static int run_generate(const struct choices *o)
         decision_choose_device(&decision, &settings, &policy) != 0)
         return -1;
     options.device = decision.device;
+    options.quantization = (enum quantization)settings.model.quantization;
     if (!o->model)
         return err_set(ERR_CONFIG, "--model is missing: the directory of a Hugging Face model");
     if (o->max_tokens < 1 || o->max_tokens > ENGINE_MAX_BATCHED_TOKENS)
@@ -179,8 +183,12 @@ static int run_generate(const struct choices *o)
 
 int command_generate(int argc, char **argv)
 {
-    struct choices o = {
-        .prompt = "", .max_tokens = 256, .top_p = 1, .device = "auto", .attention = "auto"};
+    struct choices o = {.prompt = "",
+                        .max_tokens = 256,
+                        .top_p = 1,
+                        .quantization = "none",
+                        .device = "auto",
+                        .attention = "auto"};
     const struct cli_option options[] = {
         {"model", "DIR", "directory of a Hugging Face model", CLI_TEXT, &o.model},
         {"prompt", "TEXT", "what to continue or to answer (default: empty)", CLI_TEXT, &o.prompt},
@@ -197,6 +205,7 @@ int command_generate(int argc, char **argv)
         {"seed", "N", "random numbers (0)", CLI_INT, &o.seed},
         {"ignore-eos", NULL, "go on after the end of the text", CLI_FLAG, &o.ignore_eos},
         {"dtype", "NAME", "auto, bfloat16, float16, float32", CLI_TEXT, &o.dtype},
+        {"quantization", "NAME", "none (default) or int8 (on a CPU)", CLI_TEXT, &o.quantization},
         {"device", "NAME", "auto (default), cpu or cuda", CLI_TEXT, &o.device},
         {"attention", "NAME", "auto (default), flash, memory_efficient or eager", CLI_TEXT,
          &o.attention},

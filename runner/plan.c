@@ -180,7 +180,8 @@ static void print_model(const struct work_list *list, const struct model_group *
         return;
     }
     printf("  %s, %s parameters, %s, %s\n", info->arch,
-           format_count(params, (int64_t)info->n_params), dtype_name(info->dtype),
+           format_count(params, (int64_t)info->n_params),
+           weight_name(info->dtype, info->quantization),
            format_bytes(bytes, (double)info->weight_bytes));
     struct totals pending = {0};
     for (int i = 0; i < group->n; i++)

@@ -201,6 +201,7 @@ void task_model_options(const struct task *t, struct model_options *out)
         .path = s->model.path[0] ? s->model.path : s->model.architecture,
         .tokenizer = s->model.tokenizer[0] ? s->model.tokenizer : NULL,
         .dtype = s->model.dtype,
+        .quantization = (enum quantization)s->model.quantization,
         .random_init = s->model.init == INIT_RANDOM,
         .init_seed = (uint64_t)s->model.seed,
         .device = DEVICE_CPU,

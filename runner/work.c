@@ -182,7 +182,8 @@ static int64_t put_model(struct store *store, const struct model_group *group, c
     struct store_model row = {.path = name,
                               .arch = info->arch,
                               .fingerprint = info->fingerprint,
-                              .dtype = info->arch[0] ? dtype_name(info->dtype) : "",
+                              .dtype =
+                                  info->arch[0] ? weight_name(info->dtype, info->quantization) : "",
                               .n_params = (int64_t)info->n_params,
                               .weight_bytes = (int64_t)info->weight_bytes};
     char missing[ERR_MAX_LEN];

@@ -104,6 +104,7 @@ static int open_engine(struct worker *w, const struct engine_group *group)
     double began_s = time_monotonic_s();
     o->has_model = true;
     o->dtype = info->dtype;
+    o->quantization = info->quantization;
     o->load_s = info->load_s;
     if (decision_choose_attention(&o->decision, &group->work[0]->task->settings, &info->device,
                                   &w->options->policy) != 0)

@@ -26,7 +26,7 @@
 /* ---- limits of the machine ---- */
 
 static struct {
-    double read_gbs, bf16_gflops, f32_gflops;
+    double read_gbs, int8_gops, bf16_gflops, f32_gflops;
 } limits;
 
 #ifdef __x86_64__
@@ -71,6 +71,25 @@ dot_chains(void)
     return sum;
 }
 
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))) static double
+byte_chains(void)
+{
+    __m512i acc[CHAINS];
+    __m512i x = _mm512_set1_epi32(0x01010101), y = _mm512_set1_epi32(0x01FF01FF);
+    for (int i = 0; i < CHAINS; i++)
+        acc[i] = _mm512_set1_epi32(i);
+    for (int s = 0; s < STEPS; s++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++)
+            acc[i] = _mm512_dpbusd_epi32(acc[i], x, y);
+        __asm__ volatile("" : "+v"(x));
+    }
+    double sum = 0;
+    for (int i = 0; i < CHAINS; i++)
+        sum += _mm512_reduce_add_epi32(acc[i]);
+    return sum;
+}
+
 static double gflops_of(double (*chains)(void), double flops_per_instruction)
 {
     double best = 0, sink = 0;
@@ -92,6 +111,8 @@ static void measure_compute(void)
         limits.f32_gflops = fmax(limits.f32_gflops, gflops_of(fma_chains, 32));
     if (__builtin_cpu_supports("avx512bf16"))
         limits.bf16_gflops = fmax(limits.bf16_gflops, gflops_of(dot_chains, 64));
+    if (__builtin_cpu_supports("avx512vnni"))
+        limits.int8_gops = fmax(limits.int8_gops, gflops_of(byte_chains, 128));
 }
 #else
 static void measure_compute(void)
@@ -145,24 +166,41 @@ struct shape {
     int n_out, n_in;
 };
 
+/* How weights are stored, and what a product may be off relative to the sum of magnitudes: bf16
+ * rounds both factors, int8 to 1 / 127 of the largest of a group. */
+struct storage {
+    const char *name;
+    enum dtype dtype;
+    enum quantization quantization;
+    double tolerance;
+};
+
+static const struct storage storages[] = {
+    {"float32", DTYPE_F32, QUANTIZATION_NONE, 1e-5},
+    {"bfloat16", DTYPE_BF16, QUANTIZATION_NONE, 0x1p-8},
+    {"int8", DTYPE_BF16, QUANTIZATION_INT8, 0x1p-7},
+};
+
 /* As many copies of one random matrix as ROTATE_BYTES hold. */
 static struct weight *load_copies(struct device *device, const struct shape *shape,
-                                  enum dtype dtype, const float *rows, int *n_copies)
+                                  const struct storage *storage, const float *rows, int *n_copies)
 {
-    size_t bytes = (size_t)shape->n_out * (size_t)shape->n_in * dtype_bytes(dtype);
+    size_t bytes = weight_bytes((size_t)shape->n_out, (size_t)shape->n_in, storage->dtype,
+                                storage->quantization);
     *n_copies = (int)MAX((size_t)1, ROTATE_BYTES / bytes);
     struct weight *w = xcalloc((size_t)*n_copies, sizeof(*w));
     struct weight_part part = {rows, DTYPE_F32, shape->n_out};
     for (int i = 0; i < *n_copies; i++) {
-        w[i] = (struct weight){.dtype = dtype, .n_in = shape->n_in};
+        w[i] = (struct weight){
+            .dtype = storage->dtype, .quantization = storage->quantization, .n_in = shape->n_in};
         if (device->ops->weight_load(device, &w[i], &part, 1) != 0)
             die("%s", err_get());
     }
     return w;
 }
 
-/* Some elements against double precision; bf16 rounds both factors. */
-static void validate(const struct linear_args *args, const float *rows)
+/* Some elements against double precision. */
+static void validate(const struct linear_args *args, const float *rows, double tolerance)
 {
     const struct weight *w = args->weight;
     for (int i = 0; i < 200; i++) {
@@ -175,7 +213,7 @@ static void validate(const struct linear_args *args, const float *rows)
             magnitude += fabs(product);
         }
         double got = ((const float *)args->out)[m * (size_t)w->n_out + n];
-        if (!(fabs(got - sum) <= (w->dtype == DTYPE_F32 ? 1e-5 : 0x1p-8) * magnitude))
+        if (!(fabs(got - sum) <= tolerance * magnitude))
             die("wrong product: row %zu column %zu is %g, expected %g", m, n, got, sum);
     }
 }
@@ -197,7 +235,8 @@ static double best_seconds(struct device *device, struct linear_args *args, cons
     return best;
 }
 
-static void bench_shape(struct device *device, const struct shape *shape, enum dtype dtype)
+static void bench_shape(struct device *device, const struct shape *shape,
+                        const struct storage *storage)
 {
     static const int rows_of_x[] = {1, 2, 4, 8, 16, 32, 512};
     const int max_rows = 512;
@@ -206,7 +245,7 @@ static void bench_shape(struct device *device, const struct shape *shape, enum d
     float *rows = xmalloc(n_w * sizeof(float));
     for (size_t i = 0; i < n_w; i++)
         rows[i] = uniform(i);
-    struct weight *w = load_copies(device, shape, dtype, rows, &n_copies);
+    struct weight *w = load_copies(device, shape, storage, rows, &n_copies);
     float *x = alloc(device, (size_t)max_rows * (size_t)shape->n_in * sizeof(float));
     float *out = alloc(device, (size_t)max_rows * (size_t)shape->n_out * sizeof(float));
     for (size_t i = 0; i < (size_t)max_rows * (size_t)shape->n_in; i++)
@@ -214,12 +253,12 @@ static void bench_shape(struct device *device, const struct shape *shape, enum d
     for (size_t i = 0; i < ARRAY_LEN(rows_of_x); i++) {
         struct linear_args args = {out, x, w, NULL, rows_of_x[i], DTYPE_F32};
         device->ops->linear(device, &args);
-        validate(&args, rows);
+        validate(&args, rows, storage->tolerance);
         int n = args.n_rows >= 512 ? MIN(n_copies, 2) : n_copies;
         double s = best_seconds(device, &args, w, n);
         double gflops = 2e-9 * (double)n_w * args.n_rows / s, gbs = 1e-9 * (double)w[0].bytes / s;
-        printf("%-8s %-8s M %4d  %9.1f us  %7.1f GFLOP/s  %5.1f GB/s\n", shape->name,
-               dtype_name(dtype), args.n_rows, 1e6 * s, gflops, gbs);
+        printf("%-8s %-8s M %4d  %9.1f us  %7.1f GFLOP/s  %5.1f GB/s\n", shape->name, storage->name,
+               args.n_rows, 1e6 * s, gflops, gbs);
     }
     for (int i = 0; i < n_copies; i++)
         device->ops->weight_free(device, &w[i]);
@@ -327,21 +366,22 @@ static void bench_all(struct device *device, const char *shape_name)
     };
     uint64_t *memory = alloc(device, ROTATE_BYTES);
     memset(memory, 1, ROTATE_BYTES);
+    for (size_t i = 0; i < ARRAY_LEN(shapes) * ARRAY_LEN(storages); i++) {
+        const struct shape *shape = &shapes[i / ARRAY_LEN(storages)];
+        if (shape_name && strcmp(shape_name, shape->name) != 0)
+            continue;
+        measure_limits(memory);
+        bench_shape(device, shape, &storages[i % ARRAY_LEN(storages)]);
+    }
     for (enum dtype dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
-        for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
-            if (shape_name && strcmp(shape_name, shapes[i].name) != 0)
-                continue;
-            measure_limits(memory);
-            bench_shape(device, &shapes[i], dtype);
-        }
         for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
             if (!shape_name || strcmp(shape_name, "attention") == 0)
                 bench_attention(device, &cases[i], dtype);
         }
     }
     measure_limits(memory);
-    printf("limits: read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n", limits.read_gbs,
-           limits.f32_gflops, limits.bf16_gflops);
+    printf("limits: read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, int8 %.0f GOP/s\n",
+           limits.read_gbs, limits.f32_gflops, limits.bf16_gflops, limits.int8_gops);
     device->ops->free(device, memory);
 }
 

@@ -2,6 +2,8 @@
  *
  *   build/bench/bench_engine [ARCHITECTURE.json [DTYPE...]]
  *
+ * The DTYPE int8 stands for int8 weights with a KV cache in bfloat16.
+ *
  * Cases: prefill of one prompt of 512 tokens; decode of B = 1, 8, 32 sequences of 128 + 64 tokens
  * (the rate counts the steps without prefill). Each case runs REPEATS times, cases alternating; the
  * table has the median, the fastest and the slowest. Beside it: the bytes that a decode step must
@@ -178,7 +180,11 @@ static void print_row(const char *dtype, int batch, struct measurement *m, doubl
 static void bench_dtype(const char *architecture, const char *dtype)
 {
     struct model *model;
-    struct model_options options = {.path = architecture, .dtype = dtype, .random_init = true};
+    bool int8 = strcmp(dtype, "int8") == 0;
+    struct model_options options = {.path = architecture,
+                                    .dtype = int8 ? "bfloat16" : dtype,
+                                    .quantization = int8 ? QUANTIZATION_INT8 : QUANTIZATION_NONE,
+                                    .random_init = true};
     if (model_open(&model, &options) != 0)
         fail(architecture);
     struct measurement m[ARRAY_LEN(batches)] = {0};

@@ -197,7 +197,7 @@ void reference_sampling(double *probability, const float *logits, int vocab,
 
 /* ---- devices ---- */
 
-const char *const CPU_ISAS[N_CPU_ISAS] = {"plain", "avx2", "avx512", "avx512bf16"};
+const char *const CPU_ISAS[N_CPU_ISAS] = {"plain", "avx2", "avx512", "avx512vnni", "avx512bf16"};
 
 struct device *open_cpu(const char *isa, int n_threads)
 {

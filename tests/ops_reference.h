@@ -48,7 +48,7 @@ void reference_sampling(double *probability, const float *logits, int vocab,
 /* ---- devices ---- */
 
 /* All instruction sets that the CPU backend knows, from the slowest on. */
-#define N_CPU_ISAS 4
+#define N_CPU_ISAS 5
 extern const char *const CPU_ISAS[N_CPU_ISAS];
 
 /* NULL, after a printed line, on a machine without this instruction set. */

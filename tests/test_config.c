@@ -248,6 +248,7 @@ static void bad_values_say_what_was_expected(void **state)
         {"sampling: {temperature: [1, 2]}", "sampling.temperature is a list; expected a number"},
         {"sampling: {seed: -1}", "is '-1'; expected an integer of at least 0"},
         {"model.dtype: bf16", "expected one of auto, bfloat16, float16, float32"},
+        {"model.quantization: int4", "expected one of none, int8"},
         {"replications: 0", "replications is '0'; expected an integer from 1 to 100000"},
         {"schedule: exclusiv", "did you mean 'exclusive'?"},
         {"experiment: a/b", "x.yaml:3:13: the experiment's name becomes a file name"},
@@ -518,7 +519,7 @@ static void a_bad_environment_value_lists_the_valid_ones(void **state)
         {"QUIRE_DEVICE", "gpu", "expected one of auto, cpu, cuda"},
         {"QUIRE_CPU_ISA", "avx",
          "environment QUIRE_CPU_ISA is 'avx'; expected one of plain, avx2, "
-         "avx512, avx512bf16"},
+         "avx512, avx512vnni, avx512bf16"},
         {"QUIRE_LOG", "loud", "expected one of quiet, warning, info, debug"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {

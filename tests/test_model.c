@@ -94,8 +94,10 @@ static void a_description_is_what_opening_gives(void **state)
         {.path = "tests/golden/qwen2", .dtype = "float32"},
         {.path = "configs/models/minimal.json", .random_init = true, .init_seed = 3},
         {.path = "tests/golden/qwen3", .random_init = true, .init_seed = 3},
+        {.path = "tests/golden/llama3", .quantization = QUANTIZATION_INT8},
     };
-    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F32, DTYPE_BF16, DTYPE_F32};
+    static const enum dtype dtypes[] = {DTYPE_F32,  DTYPE_BF16, DTYPE_F32,
+                                        DTYPE_BF16, DTYPE_F32,  DTYPE_BF16};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct model_info described;
         struct tokenizer *tokenizer;
@@ -106,6 +108,9 @@ static void a_description_is_what_opening_gives(void **state)
         assert_string_equal(described.arch, opened->arch);
         assert_int_equal(described.dtype, dtypes[i]);
         assert_int_equal(opened->dtype, dtypes[i]);
+        assert_int_equal(described.quantization, cases[i].quantization);
+        assert_string_equal(weight_name(opened->dtype, opened->quantization),
+                            cases[i].quantization ? "int8" : dtype_name(dtypes[i]));
         assert_int_equal(described.n_params, opened->n_params);
         assert_int_equal(described.max_position, opened->max_position);
         assert_true(opened->weight_bytes >= described.weight_bytes);
@@ -126,6 +131,7 @@ static void a_fingerprint_follows_weights_and_dtype(void **state)
         {.path = "tests/golden/llama-linear", .random_init = true},
         {.path = "tests/golden/llama-linear", .random_init = true, .init_seed = 1},
         {.path = "tests/golden/llama-yarn"},
+        {.path = "tests/golden/llama-linear", .quantization = QUANTIZATION_INT8},
     };
     struct model_info info[ARRAY_LEN(cases)];
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -153,6 +159,9 @@ static void what_cannot_be_opened_says_why(void **state)
          ERR_DATA,
          "tokenizer.json"},
         {{.path = "tests/golden/qwen3", .device_options = {.isa = "mmx"}}, ERR_CONFIG, "mmx"},
+        {{.path = "tests/golden/qwen3", .quantization = QUANTIZATION_INT8, .device = DEVICE_CUDA},
+         ERR_CONFIG,
+         "quantization int8 is for the CPU"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct model *m;

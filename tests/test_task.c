@@ -295,6 +295,7 @@ static void tasks_share_what_has_the_same_settings(void **state)
         {"engine.device: [auto, cpu]", false, false},
         {"model.path: [a, b]", false, false},
         {"model.dtype: [float32, bfloat16]", false, false},
+        {"model.quantization: [none, int8]", false, false},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         char *text = xasprintf(BASE "grid: {%s}\n", cases[i].axis);
@@ -312,7 +313,8 @@ static void the_engine_is_asked_for_what_was_written(void **state)
     (void)state;
     struct model_options model;
     struct sampling_params sampling;
-    make_ok("model: {architecture: /a.json, init: random, seed: 5, dtype: float32}\n"
+    make_ok("model: {architecture: /a.json, init: random, seed: 5, dtype: float32,\n"
+            "        quantization: int8}\n"
             "prompts: {list: [[1]]}\nengine: {num_threads: 3}\n"
             "sampling: {temperature: 0.5, top_p: 0.75, min_p: 0.25, top_k: 7, max_tokens: 9,\n"
             "           ignore_eos: true}\n");
@@ -320,6 +322,7 @@ static void the_engine_is_asked_for_what_was_written(void **state)
     assert_string_equal(model.path, "/a.json");
     assert_null(model.tokenizer);
     assert_string_equal(model.dtype, "float32");
+    assert_int_equal(model.quantization, QUANTIZATION_INT8);
     assert_true(model.random_init);
     assert_int_equal(model.init_seed, 5);
     assert_int_equal(model.device_options.n_threads, 3);

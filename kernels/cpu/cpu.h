@@ -21,21 +21,47 @@
  *
  *   data[n_out / panel][n_in / group][panel][group]    (both quotients rounded up; zeros beyond)
  *
- * group is 2 where an instruction sums products of pairs (bf16 with AVX-512 BF16), otherwise 1. */
+ * group is 2 where an instruction sums products of pairs (bf16 with AVX-512 BF16), otherwise 1.
+ *
+ * Quantised to int8, n_in is padded to whole groups of INT8_GROUP columns, and after each of them
+ * come its scales:
+ *
+ *   data[n_out / panel][n_in / INT8_GROUP] {
+ *       q[INT8_GROUP / group][panel][group]     int8 + offset
+ *       scale[panel]                            bf16
+ *   }
+ *
+ * group is 4 with VNNI, whose products are of unsigned (hence the offset of 128) and signed bytes;
+ * otherwise 2, for products of pairs of 16 bits. */
 struct packing {
     int panel, group;
+    int offset;
 };
+
+/* How a weight is stored: as one of the types of backend.h, or quantised. */
+enum weight_format {
+    FORMAT_F32 = DTYPE_F32,
+    FORMAT_BF16 = DTYPE_BF16,
+    FORMAT_F16 = DTYPE_F16,
+    FORMAT_INT8 = DTYPE_N,
+    FORMAT_N,
+};
+
+static inline enum weight_format weight_format(const struct weight *w)
+{
+    return w->quantization == QUANTIZATION_INT8 ? FORMAT_INT8 : (enum weight_format)w->dtype;
+}
 
 /* ---- kernels ------------------------------------------------------------------------------- */
 
 /* Rows x columns of y = x W^T: the columns of one or two panels, some of the k. */
 struct gemm_tile {
-    const void *x;      /* [n_groups][n_rows][group], packed                                */
-    const void *w;      /* [n_groups][panel][group] of the first panel                      */
-    size_t panel_bytes; /* from this panel to the next                                      */
-    int n_rows;         /* 1 .. max_rows                                                    */
-    int n_cols;         /* 1 .. panel; .. 2 panel when n_rows <= max_rows_of_two            */
-    int n_groups;
+    const void *x;        /* as pack_x left it                                             */
+    const void *w;        /* the first panel                                                  */
+    size_t panel_bytes;   /* from this panel to the next                                      */
+    int n_rows;           /* 1 .. max_rows                                                    */
+    int n_cols;           /* 1 .. panel; .. 2 panel when n_rows <= max_rows_of_two            */
+    int n_groups;         /* groups of a panel's columns, padding included                    */
     const char *prefetch; /* memory wanted soon; prefetch_step further with each group      */
     size_t prefetch_step;
     float *out; /* [n_rows][out_stride]                                                     */
@@ -56,15 +82,22 @@ struct flash_piece {
     int first_row, n_rows; /* rows count (token, head of the group), heads fastest */
 };
 
+#define INT8_ROW_EXTRA 8 /* bytes of a row of packed x that go with INT8_GROUP columns */
+
 struct cpu_kernels {
     const char *isa;
-    struct packing packing[DTYPE_N]; /* of weights of each type */
-    int max_rows, max_rows_of_two;   /* of a gemm_tile          */
+    struct packing packing[FORMAT_N];
+    int max_rows, max_rows_of_two; /* of a gemm_tile */
 
-    /* x: [n_rows][stride] f32 -> [CEIL_DIV(n, group)][n_rows][group], rounded to bf16 for pairs */
-    void (*pack_rows)(void *packed, const float *x, size_t stride, int n_rows, int n,
-                      enum dtype weight_dtype);
-    void (*gemm)(const struct gemm_tile *tile, enum dtype weight_dtype);
+    /* x: [n_rows][stride] f32 -> [CEIL_DIV(n, group)][n_rows][group], rounded to bf16 for pairs;
+     * for int8 as int8_impl.h says. 4 bytes a group, and INT8_ROW_EXTRA for INT8_GROUP columns. */
+    void (*pack_x)(void *packed, const float *x, size_t stride, int n_rows, int n,
+                   enum weight_format format);
+    void (*gemm)(const struct gemm_tile *tile, enum weight_format format);
+    /* q = x / scale, rounded to nearest even. The scale, which is returned, makes the largest |q|
+     * 127, or a little less where a scale of bf16 is asked for: then it is rounded up. It is 0, as
+     * is q, when all x are smaller than 1.5e-36; a NaN or an infinity of x is one of the scale. */
+    float (*quantize)(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtype scale_dtype);
     void (*add_rmsnorm)(float *out, float *residual, const float *delta, const float *gain, int dim,
                         float eps);
     void (*silu_mul)(float *out, const float *gate, const float *up, int dim);
@@ -83,8 +116,9 @@ struct cpu_kernels {
     int (*sample_collect)(int *id, const float *weight, int n, float floor);
 };
 
+/* avx512bf16 has VNNI as well: so have all processors with BF16. */
 extern const struct cpu_kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512,
-    cpu_kernels_avx512bf16;
+    cpu_kernels_avx512vnni, cpu_kernels_avx512bf16;
 
 /* ---- device -------------------------------------------------------------------------------- */
 

@@ -38,9 +38,14 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+static bool has_avx512vnni(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
 static bool has_avx512bf16(void)
 {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+    return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
 #endif
@@ -54,6 +59,7 @@ static const struct {
 #ifdef __x86_64__
     {&cpu_kernels_avx2, has_avx2},
     {&cpu_kernels_avx512, has_avx512},
+    {&cpu_kernels_avx512vnni, has_avx512vnni},
     {&cpu_kernels_avx512bf16, has_avx512bf16},
 #endif
 };

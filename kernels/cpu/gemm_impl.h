@@ -1,14 +1,14 @@
 /* gemm_impl.h - the register tile of all matrix products, and the packing of its left side.
  *
  * A tile is n_rows x (2 or 4) vectors of accumulators. Every element of the result is summed over
- * k in order in one f32 lane, whatever the tile's shape: that makes results independent of the
- * batch. Partial sums may be stored and loaded again between blocks of k; that rounds nothing.
+ * k in order in one f32 lane (int8: over groups of k, whose own sums are exact), whatever the
+ * tile's shape: that makes results independent of the batch. Partial sums may be stored and loaded
+ * again between blocks of k; that rounds nothing.
  */
 #ifndef QUIRE_CPU_GEMM_IMPL_H
 #define QUIRE_CPU_GEMM_IMPL_H
 
-#include "kernels/cpu/cpu.h"
-#include "kernels/cpu/vec.h"
+#include "kernels/cpu/int8_impl.h"
 
 #include <assert.h>
 
@@ -30,8 +30,6 @@
 #else
 #define PAIRS 1
 #endif
-
-#define GROUP_BYTES 4 /* of one row of packed x: an f32 or a pair of bf16 */
 
 /* acc + x w over one group of k: x is the group of one row, at `x`, broadcast to all lanes. */
 VEC_INLINE vec multiply_add(enum dtype dtype, vec acc, const char *x, vec w)
@@ -68,6 +66,28 @@ VEC_INLINE vec first_value(const struct gemm_tile *t, int row, int col)
     return t->bias ? vec_load(t->bias + col) : vec_set1(0);
 }
 
+VEC_INLINE void start_sums(vec sum[][4], const struct gemm_tile *t, int n_rows, int n_vecs)
+{
+    VEC_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        VEC_UNROLL
+        for (int v = 0; v < n_vecs; v++) {
+            sum[r][v] = first_value(t, r, v * VEC_N);
+        }
+    }
+}
+
+VEC_INLINE void store_sums(const struct gemm_tile *t, vec sum[][4], int n_rows, int n_vecs)
+{
+    VEC_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        VEC_UNROLL
+        for (int v = 0; v < n_vecs; v++) {
+            vec_store(t->out + (size_t)r * t->out_stride + v * VEC_N, sum[r][v]);
+        }
+    }
+}
+
 /* The whole panels of a tile. Constants after inlining: dtype, n_rows and n_vecs, so that acc
  * lives in registers. */
 VEC_INLINE void multiply_tile(const struct gemm_tile *t, enum dtype dtype, int n_rows, int n_vecs)
@@ -76,13 +96,7 @@ VEC_INLINE void multiply_tile(const struct gemm_tile *t, enum dtype dtype, int n
     const size_t vec_bytes = VEC_N * group * (dtype == DTYPE_F32 ? 4 : 2);
     const char *x = t->x, *w = t->w, *ahead = t->prefetch;
     vec acc[GEMM_MAX_ROWS][4];
-    VEC_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        VEC_UNROLL
-        for (int v = 0; v < n_vecs; v++) {
-            acc[r][v] = first_value(t, r, v * VEC_N);
-        }
-    }
+    start_sums(acc, t, n_rows, n_vecs);
 
     for (int g = 0; g < t->n_groups; g++) {
         vec weights[4];
@@ -107,19 +121,86 @@ VEC_INLINE void multiply_tile(const struct gemm_tile *t, enum dtype dtype, int n
         w += 2 * vec_bytes;
         x += n_rows * GROUP_BYTES;
     }
-    VEC_UNROLL
-    for (int r = 0; r < n_rows; r++) {
+    store_sums(t, acc, n_rows, n_vecs);
+}
+
+/* The same for int8: k goes on by groups of INT8_GROUP columns, whose exact sum is scaled and added
+ * to the element. With VNNI the two instructions of that take a ninth of the time of the 16 dot
+ * products before them: 8 rows reach 0.82 of the peak. */
+VEC_INLINE void multiply_int8(const struct gemm_tile *t, int n_rows, int n_vecs)
+{
+    const size_t vec_bytes = VEC_N * INT8_UNIT;
+    const char *x = t->x, *w = t->w, *ahead = t->prefetch;
+    /* Lines that are left out cost more than the others save: 8 rows took twice as long. */
+    const size_t step = MIN(t->prefetch_step, 2 * CPU_CACHE_LINE);
+    vec sum[GEMM_MAX_ROWS][4];
+    start_sums(sum, t, n_rows, n_vecs);
+
+    for (int g = 0; g < t->n_groups; g += INT8_UNITS) {
+        const char *scale_x = x, *end = w + (size_t)PANEL * INT8_GROUP;
+        veci dot[GEMM_MAX_ROWS][4];
+        x += n_rows * GROUP_BYTES;
+        VEC_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            VEC_UNROLL
+            for (int v = 0; v < n_vecs; v++) {
+                dot[r][v] = veci_broadcast(x + r * GROUP_BYTES);
+            }
+        }
+        x += n_rows * GROUP_BYTES;
+        for (; w < end; w += 2 * vec_bytes) {
+            veci weights[4];
+            VEC_UNROLL
+            for (int v = 0; v < n_vecs; v++) {
+                size_t panel = (size_t)(v / 2) * t->panel_bytes;
+                weights[v] = load_units(w + panel + (size_t)(v % 2) * vec_bytes);
+            }
+            if (n_vecs == 2) {
+                __builtin_prefetch(ahead, 0, 2);
+                __builtin_prefetch(ahead + CPU_CACHE_LINE, 0, 2);
+                ahead += step;
+            }
+            VEC_UNROLL
+            for (int r = 0; r < n_rows; r++) {
+                VEC_UNROLL
+                for (int v = 0; v < n_vecs; v++) {
+                    dot[r][v] = add_products(dot[r][v], x + r * GROUP_BYTES, weights[v]);
+                }
+            }
+            x += n_rows * GROUP_BYTES;
+        }
+        if (n_vecs == 2) { /* and the line of the scales, when this tile fetches all by itself */
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += INT8_UNITS * (t->prefetch_step - step);
+        }
         VEC_UNROLL
         for (int v = 0; v < n_vecs; v++) {
-            vec_store(t->out + (size_t)r * t->out_stride + v * VEC_N, acc[r][v]);
+            size_t panel = (size_t)(v / 2) * t->panel_bytes;
+            vec scale_w = load_scales(end + panel + (size_t)(v % 2) * VEC_N * sizeof(uint16_t));
+            VEC_UNROLL
+            for (int r = 0; r < n_rows; r++) {
+                vec scale = (vec)veci_broadcast(scale_x + r * GROUP_BYTES) * scale_w;
+                sum[r][v] = vec_fma(__builtin_convertvector(dot[r][v], vec), scale, sum[r][v]);
+            }
         }
+        w += (size_t)PANEL * sizeof(uint16_t);
     }
+    store_sums(t, sum, n_rows, n_vecs);
+}
+
+VEC_INLINE void multiply_as(const struct gemm_tile *t, enum weight_format format, int n_rows,
+                            int n_vecs)
+{
+    if (format == FORMAT_INT8)
+        multiply_int8(t, n_rows, n_vecs);
+    else
+        multiply_tile(t, (enum dtype)format, n_rows, n_vecs);
 }
 
 #define CASE(rows, vecs)                                                                           \
-    case rows: multiply_tile(t, dtype, rows, vecs); return
+    case rows: multiply_as(t, format, rows, vecs); return
 
-VEC_INLINE void multiply_rows(const struct gemm_tile *t, enum dtype dtype)
+VEC_INLINE void multiply_rows(const struct gemm_tile *t, enum weight_format format)
 {
     if (t->n_cols > PANEL) {
         switch (t->n_rows) {
@@ -148,20 +229,28 @@ VEC_INLINE void multiply_rows(const struct gemm_tile *t, enum dtype dtype)
 static void multiply_whole(const struct gemm_tile *t, enum dtype dtype)
 {
     switch (dtype) {
-    case DTYPE_BF16: multiply_rows(t, DTYPE_BF16); break;
-    case DTYPE_F16: multiply_rows(t, DTYPE_F16); break;
-    default: multiply_rows(t, DTYPE_F32); break;
+    case DTYPE_BF16: multiply_rows(t, FORMAT_BF16); break;
+    case DTYPE_F16: multiply_rows(t, FORMAT_F16); break;
+    default: multiply_rows(t, FORMAT_F32); break;
     }
 }
 
+static void multiply_weight(const struct gemm_tile *t, enum weight_format format)
+{
+    if (format == FORMAT_INT8)
+        multiply_rows(t, FORMAT_INT8);
+    else
+        multiply_whole(t, (enum dtype)format);
+}
+
 /* A last panel that is not full is computed whole, beside the result, and copied. */
-static void gemm(const struct gemm_tile *tile, enum dtype weight_dtype)
+static void gemm(const struct gemm_tile *tile, enum weight_format format)
 {
     float out[GEMM_MAX_ROWS * PANEL * 2], bias[PANEL * 2] = {0};
     int n_cols = tile->n_cols, width = n_cols > PANEL ? 2 * PANEL : PANEL;
     assert(tile->n_rows <= (n_cols > PANEL ? GEMM_MAX_ROWS_OF_TWO : GEMM_MAX_ROWS));
     if (n_cols == width) {
-        multiply_whole(tile, weight_dtype);
+        multiply_weight(tile, format);
         return;
     }
     struct gemm_tile whole = *tile;
@@ -172,7 +261,7 @@ static void gemm(const struct gemm_tile *tile, enum dtype weight_dtype)
     if (tile->bias)
         whole.bias = memcpy(bias, tile->bias, bytes);
     assert(!tile->accumulate);
-    multiply_whole(&whole, weight_dtype);
+    multiply_weight(&whole, format);
     for (int r = 0; r < tile->n_rows; r++)
         memcpy(tile->out + (size_t)r * tile->out_stride, out + r * width, bytes);
 }
@@ -195,9 +284,9 @@ VEC_INLINE vec load_groups(const float *x, int k, int n, int group)
 
 /* Turns up to VEC_N rows at a time, VEC_N groups of each. */
 static void pack_rows(void *packed, const float *x, size_t stride, int n_rows, int n,
-                      enum dtype weight_dtype)
+                      enum dtype dtype)
 {
-    int group = weight_dtype == DTYPE_BF16 ? PAIRS : 1, n_groups = CEIL_DIV(n, group);
+    int group = dtype == DTYPE_BF16 ? PAIRS : 1, n_groups = CEIL_DIV(n, group);
     for (int first = 0; first < n_rows; first += VEC_N) {
         int rows = MIN(VEC_N, n_rows - first);
         for (int g = 0; g < n_groups; g += VEC_N) {
@@ -212,6 +301,15 @@ static void pack_rows(void *packed, const float *x, size_t stride, int n_rows, i
                 vec_store_n(to + (size_t)i * (size_t)n_rows, block[i], rows);
         }
     }
+}
+
+static void pack_x(void *packed, const float *x, size_t stride, int n_rows, int n,
+                   enum weight_format format)
+{
+    if (format == FORMAT_INT8)
+        pack_rows_int8(packed, x, stride, n_rows, n);
+    else
+        pack_rows(packed, x, stride, n_rows, n, (enum dtype)format);
 }
 
 #endif

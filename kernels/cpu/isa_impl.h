@@ -8,11 +8,15 @@
 
 const struct cpu_kernels ISA_TABLE = {
     .isa = ISA_NAME,
-    .packing = {[DTYPE_F32] = {PANEL, 1}, [DTYPE_BF16] = {PANEL, PAIRS}, [DTYPE_F16] = {PANEL, 1}},
+    .packing = {[FORMAT_F32] = {PANEL, 1, 0},
+                [FORMAT_BF16] = {PANEL, PAIRS, 0},
+                [FORMAT_F16] = {PANEL, 1, 0},
+                [FORMAT_INT8] = {PANEL, INT8_UNIT, INT8_OFFSET}},
     .max_rows = GEMM_MAX_ROWS,
     .max_rows_of_two = GEMM_MAX_ROWS_OF_TWO,
-    .pack_rows = pack_rows,
+    .pack_x = pack_x,
     .gemm = gemm,
+    .quantize = quantize,
     .add_rmsnorm = add_rmsnorm,
     .silu_mul = silu_mul,
     .rope_cache = rope_cache,

@@ -20,7 +20,8 @@
 size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
 {
     size_t rows = (size_t)MAX(limits->max_tokens, limits->max_rows);
-    size_t width = (size_t)limits->max_width + 1; /* room for an odd width padded to pairs */
+    /* Every packing takes at most 4 bytes a column, of a width padded to whole groups. */
+    size_t width = CEIL_DIV((size_t)limits->max_width, INT8_GROUP) * INT8_GROUP;
     return rows * width * sizeof(float);
 }
 
@@ -28,7 +29,9 @@ size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
 struct cut {
     const struct cpu_kernels *kernels;
     const struct linear_args *args;
-    char *packed; /* tiles of x one after another, each [n_groups][rows][group]; 4 bytes a group */
+    enum weight_format format;
+    char *packed;     /* tiles of x one after another */
+    size_t row_bytes; /* of packed x                  */
     int n_tiles, n_blocks, n_panels, n_groups, n_threads;
     int panel_step; /* panels multiplied at once */
     size_t panel_bytes;
@@ -37,17 +40,24 @@ struct cut {
 static struct cut cut_product(const struct cpu_device *d, const struct linear_args *args)
 {
     const struct weight *w = args->weight;
-    struct packing packing = d->kernels->packing[w->dtype];
+    enum weight_format format = weight_format(w);
+    struct packing packing = d->kernels->packing[format];
     size_t products = (size_t)args->n_rows * (size_t)w->n_in * (size_t)w->n_out;
-    struct cut c = {.kernels = d->kernels, .args = args, .packed = d->shared};
+    struct cut c = {.kernels = d->kernels, .args = args, .format = format, .packed = d->shared};
     c.n_tiles = CEIL_DIV(args->n_rows, d->kernels->max_rows);
     c.n_blocks = CEIL_DIV(c.n_tiles, BLOCK_TILES);
     c.n_panels = CEIL_DIV(w->n_out, packing.panel);
     c.n_groups = CEIL_DIV(w->n_in, packing.group);
+    c.row_bytes = (size_t)c.n_groups * 4;
+    if (format == FORMAT_INT8) {
+        int n_scales = CEIL_DIV(w->n_in, INT8_GROUP);
+        c.n_groups = n_scales * (INT8_GROUP / packing.group);
+        c.row_bytes = (size_t)c.n_groups * 4 + (size_t)n_scales * INT8_ROW_EXTRA;
+    }
     c.n_threads = products < SERIAL_PRODUCTS ? 1 : d->n_threads;
     c.panel_step = args->n_rows <= d->kernels->max_rows_of_two ? 2 : 1;
     c.panel_bytes = w->bytes / (size_t)c.n_panels;
-    assert((size_t)args->n_rows * (size_t)c.n_groups * 4 <= d->shared_bytes);
+    assert((size_t)args->n_rows * c.row_bytes <= d->shared_bytes);
     return c;
 }
 
@@ -58,7 +68,7 @@ static int tile_start(const struct cut *c, int tile)
 
 static char *packed_tile(const struct cut *c, int tile)
 {
-    return c->packed + (size_t)tile_start(c, tile) * (size_t)c->n_groups * 4;
+    return c->packed + (size_t)tile_start(c, tile) * c->row_bytes;
 }
 
 static void pack_tile(const struct cut *c, int tile)
@@ -66,7 +76,7 @@ static void pack_tile(const struct cut *c, int tile)
     const struct weight *w = c->args->weight;
     int start = tile_start(c, tile), n_rows = tile_start(c, tile + 1) - start;
     const float *x = (const float *)c->args->x + (size_t)start * (size_t)w->n_in;
-    c->kernels->pack_rows(packed_tile(c, tile), x, (size_t)w->n_in, n_rows, w->n_in, w->dtype);
+    c->kernels->pack_x(packed_tile(c, tile), x, (size_t)w->n_in, n_rows, w->n_in, c->format);
 }
 
 /* One panel, or two, times tiles [first, last). The tiles fetch the next panel in equal parts. */
@@ -74,7 +84,7 @@ static void multiply_panels(const struct cut *c, int panel, int first, int last)
 {
     const struct linear_args *args = c->args;
     const struct weight *w = args->weight;
-    int width = c->kernels->packing[w->dtype].panel, col = panel * width;
+    int width = c->kernels->packing[c->format].panel, col = panel * width;
     const char *data = (const char *)w->data + (size_t)panel * c->panel_bytes;
     size_t share = c->panel_bytes / (size_t)(last - first);
     for (int tile = first; tile < last; tile++) {
@@ -92,7 +102,7 @@ static void multiply_panels(const struct cut *c, int panel, int first, int last)
             .out_stride = (size_t)w->n_out,
             .bias = args->bias ? args->bias + col : NULL,
         };
-        c->kernels->gemm(&t, w->dtype);
+        c->kernels->gemm(&t, c->format);
     }
 }
 

@@ -83,8 +83,40 @@ static void pack_panel(const struct weight *w, struct packing packing, char *pan
     }
 }
 
+/* The same for int8. The rows are quantised from f32, whatever the weight's dtype is. */
+static void pack_panel_int8(const struct weight *w, const struct cpu_kernels *kernels, char *panel,
+                            const struct source_row *rows)
+{
+    struct packing packing = kernels->packing[FORMAT_INT8];
+    size_t n_in = (size_t)w->n_in, lanes = (size_t)packing.panel, group = (size_t)packing.group;
+    _Alignas(CPU_CACHE_LINE) int8_t q[MAX_PANEL][INT8_GROUP];
+    uint16_t scale[MAX_PANEL];
+    for (size_t k = 0; k < n_in; k += INT8_GROUP) {
+        for (size_t lane = 0; lane < lanes; lane++) {
+            float x[CHUNK];
+            load_chunk(x, DTYPE_F32, rows[lane], k, MIN((size_t)INT8_GROUP, n_in - k));
+            scale[lane] = f32_to_bf16(kernels->quantize(q[lane], x, DTYPE_BF16));
+            for (size_t i = 0; i < INT8_GROUP; i++)
+                q[lane][i] = (int8_t)(q[lane][i] + packing.offset);
+        }
+        if (group == sizeof(uint32_t))
+            interleave_32((uint32_t *)(void *)panel, (char *)q, INT8_GROUP, lanes,
+                          INT8_GROUP / group);
+        else
+            interleave_16((uint16_t *)(void *)panel, (char *)q, INT8_GROUP, lanes,
+                          INT8_GROUP / group);
+        panel += lanes * INT8_GROUP;
+        memcpy(panel, scale, lanes * sizeof(scale[0]));
+        panel += lanes * sizeof(scale[0]);
+    }
+}
+
 static size_t panel_bytes(const struct weight *w, struct packing packing)
 {
+    if (w->quantization == QUANTIZATION_INT8)
+        return weight_bytes((size_t)packing.panel,
+                            CEIL_DIV((size_t)w->n_in, INT8_GROUP) * INT8_GROUP, w->dtype,
+                            w->quantization);
     size_t n_groups = CEIL_DIV((size_t)w->n_in, (size_t)packing.group);
     return n_groups * (size_t)packing.group * (size_t)packing.panel * dtype_bytes(w->dtype);
 }
@@ -93,7 +125,7 @@ int cpu_weight_load(struct device *device, struct weight *w, const struct weight
                     int n_parts)
 {
     const struct cpu_device *d = cpu_device(device);
-    struct packing packing = d->kernels->packing[w->dtype];
+    struct packing packing = d->kernels->packing[weight_format(w)];
     w->n_out = 0;
     for (int i = 0; i < n_parts; i++)
         w->n_out += parts[i].n_rows;
@@ -108,7 +140,11 @@ int cpu_weight_load(struct device *device, struct weight *w, const struct weight
         struct source_row rows[MAX_PANEL];
         for (int lane = 0; lane < packing.panel; lane++)
             rows[lane] = find_row(parts, n_parts, w->n_in, p * packing.panel + lane);
-        pack_panel(w, packing, (char *)w->data + (size_t)p * panel_bytes(w, packing), rows);
+        char *panel = (char *)w->data + (size_t)p * panel_bytes(w, packing);
+        if (w->quantization == QUANTIZATION_INT8)
+            pack_panel_int8(w, d->kernels, panel, rows);
+        else
+            pack_panel(w, packing, panel, rows);
     }
     return 0;
 }
@@ -131,15 +167,37 @@ static void unpack_row(float *x, const struct weight *w, struct packing packing,
     }
 }
 
+static void unpack_row_int8(float *x, const struct weight *w, struct packing packing, int row)
+{
+    size_t group = (size_t)packing.group, panel = (size_t)packing.panel;
+    const char *data = (const char *)w->data + (size_t)row / panel * panel_bytes(w, packing);
+    size_t lane = (size_t)row % panel;
+    for (size_t k = 0; k < (size_t)w->n_in; k += INT8_GROUP) {
+        const uint8_t *q = (const uint8_t *)data;
+        data += panel * INT8_GROUP;
+        float scale = load_element(DTYPE_BF16, data, lane);
+        data += panel * sizeof(uint16_t);
+        for (size_t i = 0; i < MIN((size_t)INT8_GROUP, (size_t)w->n_in - k); i++) {
+            uint8_t stored = q[(i / group * panel + lane) * group + i % group];
+            x[k + i] = scale * (float)(int8_t)(stored - packing.offset);
+        }
+    }
+}
+
 void cpu_embed(struct device *device, void *x, const struct weight *table, const int *token,
                const int *sampled, int n_tokens)
 {
     const struct cpu_device *d = cpu_device(device);
-    struct packing packing = d->kernels->packing[table->dtype];
+    enum weight_format format = weight_format(table);
+    struct packing packing = d->kernels->packing[format];
 #pragma omp parallel for schedule(static) num_threads(cpu_threads(d, n_tokens, table->n_in))
     for (int t = 0; t < n_tokens; t++) {
         int id = token[t] >= 0 ? token[t] : sampled[-1 - token[t]];
         assert(id >= 0 && id < table->n_out);
-        unpack_row((float *)x + (size_t)t * (size_t)table->n_in, table, packing, id);
+        float *row = (float *)x + (size_t)t * (size_t)table->n_in;
+        if (format == FORMAT_INT8)
+            unpack_row_int8(row, table, packing, id);
+        else
+            unpack_row(row, table, packing, id);
     }
 }

@@ -124,7 +124,7 @@ int cuda_weight_load(struct device *device, struct weight *w, const struct weigh
                      int n_parts)
 {
     struct cuda_device *d = cuda_device(device);
-    assert(w->dtype == d->base.act_dtype);
+    assert(w->dtype == d->base.act_dtype && w->quantization == QUANTIZATION_NONE);
     w->n_out = 0;
     for (int i = 0; i < n_parts; i++)
         w->n_out += parts[i].n_rows;

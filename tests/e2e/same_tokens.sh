@@ -85,3 +85,15 @@ attempts_show "standard engine: it ran" "engine_used = 'standard'"
 variant "two threads" engine.num_threads=2
 variant "one task at a time" schedule=exclusive
 variant "memory-aware scheduling" engine.scheduling_policy=memory_aware
+
+# Weights in int8 have tokens of their own, of which the same holds.
+of_bfloat16=$expected
+expected=""
+variant "int8: 8 sequences at a time" model.quantization=int8
+attempts_show "int8: the row says so" "dtype_used = 'int8'"
+check "int8: other tokens" [ "$expected" != "$of_bfloat16" ]
+variant "int8: one sequence at a time" model.quantization=int8 engine.max_num_seqs=1
+variant "int8: 32 sequences at a time" model.quantization=int8 engine.max_num_seqs=32
+variant "int8: chunks of 64 tokens" model.quantization=int8 engine.max_num_batched_tokens=64
+variant "int8: standard engine" model.quantization=int8 USE_FAST_ENGINE=0
+variant "int8: two threads" model.quantization=int8 engine.num_threads=2
