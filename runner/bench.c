@@ -416,6 +416,8 @@ static int run_bench(struct options *o)
     struct bench b = {.options = o};
     if (check_options(o) != 0 || choose_device(&b.device, o->device) != 0)
         return (int)err_get_kind();
+    if (o->noun == BENCH_ENGINE && !getenv("QUIRE_LOG"))
+        (void)log_set_level("warning"); /* each case opens an engine, which would say so */
     int rc = o->noun == BENCH_ENGINE ? run_engine(&b) : run_kernels(&b);
     if (rc == 0)
         rc = print_rows(&b);

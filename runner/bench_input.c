@@ -59,13 +59,15 @@ static void attend(double *out, const struct bench_shape *s, int token, int head
         out[i] /= sum;
 }
 
-/* All rows when they are few; else the first, the last, and others from anywhere. */
+/* One row of each of n_rows equal parts, so that none comes twice; the first and the last of all.
+ */
 static void choose_rows(struct bench_expected *e, const struct bench_shape *s)
 {
     uint64_t all = (uint64_t)s->batch * (uint64_t)s->q_len * (uint64_t)s->n_heads;
     e->n_rows = (int)MIN(all, BENCH_SAMPLE_ROWS);
+    uint64_t part = all / (uint64_t)e->n_rows;
     for (int i = 0; i < e->n_rows; i++) {
-        uint64_t row = all <= BENCH_SAMPLE_ROWS ? (uint64_t)i : mix64((uint64_t)i) % all;
+        uint64_t row = (uint64_t)i * part + mix64((uint64_t)i) % part;
         if (i == 0)
             row = 0;
         else if (i == e->n_rows - 1)

@@ -388,11 +388,14 @@ int bench_shapes_make(struct bench_shape **out, enum bench_noun noun,
                        "takes context lengths from --seq");
     if (sweeps && sweep->list)
         return err_set(ERR_CONFIG, "--list has its own shapes: drop it, or --batch, --heads, ...");
-    int rc =
-        sweeps ? push_sweep(&shapes, noun, sweep, &c) : push_lists(&shapes, noun, sweep->list, &c);
-    if (rc != 0) {
-        free(shapes.shape);
-        return -1;
+    for (int d = 0; d < MAX(c.n_dtypes, 1); d++) { /* a device is opened for each type */
+        c.dtype_now = c.n_dtypes ? c.dtype[d] : -1;
+        int rc = sweeps ? push_sweep(&shapes, noun, sweep, &c)
+                        : push_lists(&shapes, noun, sweep->list, &c);
+        if (rc != 0) {
+            free(shapes.shape);
+            return -1;
+        }
     }
     *out = shapes.shape;
     return (int)shapes.n;
