@@ -74,6 +74,12 @@ static struct derived derive(const struct bench *b, const struct bench_row *row)
 
 /* ---- output ---- */
 
+/* NULL for a row of no type: what the device reads. */
+static const char *dtype_text(const struct bench_row *row)
+{
+    return row->dtype < DTYPE_N ? dtype_name(row->dtype) : NULL;
+}
+
 static const char *const columns[] = {
     "shape",        "kernel",      "dtype",      "cache",  "state",   "us",
     "us_p10",       "us_p90",      "tok/s",      "tflops", "of_peak", "gbps",
@@ -104,7 +110,7 @@ static void print_row(struct table *t, const struct bench_row *row, const struct
                              row->error,
                              d->ratio};
     _Static_assert(ARRAY_LEN(number) + N_TEXT_COLUMNS + 1 == N_COLUMNS, "a value for each column");
-    const char *values[N_COLUMNS] = {row->shape, row->kernel, dtype_name(row->dtype),
+    const char *values[N_COLUMNS] = {row->shape, row->kernel, dtype_text(row),
                                      row->cache[0] ? row->cache : NULL,
                                      bench_state_name(row->state)};
     bool is_number[N_COLUMNS] = {false};
@@ -126,7 +132,7 @@ static int store_row(const struct output *out, const struct bench_row *row, cons
                                               .bench = out->bench->options->noun_name,
                                               .shape = row->shape,
                                               .kernel = row->kernel,
-                                              .dtype = dtype_name(row->dtype),
+                                              .dtype = dtype_text(row),
                                               .cache = row->cache,
                                               .state = bench_state_name(row->state),
                                               .note = row->note,
@@ -161,7 +167,7 @@ static int put_ceilings(const struct output *out)
         struct derived d = {NAN, NAN, NAN, NAN, NAN, NAN, NAN};
         struct bench_row row = {.kernel = "ceiling",
                                 .cache = "",
-                                .dtype = i < 0 ? DTYPE_F32 : (enum dtype)i,
+                                .dtype = i < 0 ? DTYPE_N : (enum dtype)i,
                                 .latency_s = {NAN, NAN, NAN},
                                 .memory_bytes = NAN,
                                 .error = NAN};

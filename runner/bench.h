@@ -149,8 +149,7 @@ double bench_tolerance(enum dtype dtype);
 struct bench_contestant {
     void (*call)(void *context, int i);
     void *context;
-    int period;      /* how many inputs the calls go round over */
-    bool unrecorded; /* the call reads host memory, which a graph would not    */
+    int period; /* how many inputs the calls go round over */
     struct bench_spread latency_s;
 };
 

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #define COLD_BYTES  256e6 /* several times the L2 cache of a GPU or the share of a CPU's L3 */
-#define MAX_BUFFERS 1024
+#define MAX_BUFFERS 8192  /* 32 KiB each: for the smallest shapes */
 
 struct inputs {
     struct device *device;

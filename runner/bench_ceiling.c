@@ -21,7 +21,8 @@
 #endif
 
 #define MOVED_BYTES ((size_t)1 << 30)
-#define BLOCK_BYTES ((size_t)1 << 20)
+#define BLOCK_BYTES ((size_t)1 << 16) /* copied by one thread block */
+#define N_PLANES    64
 #define GPU_PRODUCT 8192
 #define CPU_PRODUCT 1024
 #define MATRIX_COLS 4096
@@ -139,15 +140,14 @@ static void call_copy(void *context, int i)
 
 static int measure_copy(double *gbps, struct device *device)
 {
-    const int n_blocks = (int)(MOVED_BYTES / BLOCK_BYTES);
+    const int n_blocks = (int)(MOVED_BYTES / BLOCK_BYTES / N_PLANES);
     struct kv_copy *copy = xcalloc((size_t)n_blocks, sizeof(*copy));
     for (int i = 0; i < n_blocks; i++)
         copy[i] = (struct kv_copy){.src = i, .dst = n_blocks + i};
     char *memory = device->ops->alloc(device, 2 * MOVED_BYTES);
     struct kv_pool pool = {.memory = memory, .n_blocks = 2 * n_blocks};
-    struct copying context = {device, {pool, pool, BLOCK_BYTES, 1, copy, n_blocks}};
-    struct bench_contestant c = {
-        .call = call_copy, .context = &context, .period = 1, .unrecorded = true};
+    struct copying context = {device, {pool, pool, BLOCK_BYTES, N_PLANES, copy, n_blocks}};
+    struct bench_contestant c = {.call = call_copy, .context = &context, .period = 1};
     int rc = memory ? bench_time(device, &c, 1, MEASURE_S) : -1;
     if (rc == 0)
         *gbps = fmax(*gbps, 2e-9 * (double)MOVED_BYTES / c.latency_s.median);
@@ -186,7 +186,7 @@ static uint64_t read_once(const uint64_t *memory, size_t n_chunks, int n_threads
 
 static int measure_read(double *gbps, struct device *device)
 {
-    size_t bytes = MIN(MOVED_BYTES, device->info.memory_bytes / 8);
+    size_t bytes = MIN(MOVED_BYTES / 2, device->info.memory_bytes / 8);
     size_t n_chunks = bytes / (READ_CHUNK * 64);
     uint64_t *memory = device->ops->alloc(device, bytes), sink = 0;
     if (!memory)

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define MAX_CALLS          4096 /* of one round                                  */
-#define MAX_RECORDED_CALLS 1024 /* of one graph                                  */
+#define MAX_RECORDED_CALLS 8192 /* of one graph                                  */
 #define MIN_ROUNDS         3    /* even when they take longer than what is asked */
 #define PATIENCE           10   /* times that: then even those are given up      */
 
@@ -127,7 +127,7 @@ static int record(struct device *device, struct timing *t)
     int n = MAX(t->n_calls, c->period);
     if (n > MAX_RECORDED_CALLS)
         n = MAX_RECORDED_CALLS / c->period * c->period;
-    if (n == 0 || c->unrecorded || t->n_calls == 1 || !device->ops->graph_begin(device))
+    if (n == 0 || t->n_calls == 1 || !device->ops->graph_begin(device))
         return 0;
     for (int i = 0; i < n; i++)
         c->call(c->context, i % c->period);
