@@ -357,9 +357,18 @@ static int run_model(struct bench *b)
         kernels = 1u << decision_auto_attention(device);
     for (int k = 0; k < ATTENTION_N; k++) {
         b->attention = (enum attention_kind)k;
-        if (kernels & 1u << k && decision_can_attend(device, b->attention, why) &&
-            run_attention(b) != 0)
-            return -1;
+        if (!(kernels & 1u << k))
+            continue;
+        if (decision_can_attend(device, b->attention, why)) {
+            if (run_attention(b) != 0)
+                return -1;
+            continue;
+        }
+        struct bench_row *row = bench_rows_add(b->rows, 0, attention_name(b->attention));
+        snprintf(row->shape, sizeof(row->shape), "all");
+        snprintf(row->note, sizeof(row->note), "%.180s", why);
+        row->dtype = model_get_info(b->model)->dtype;
+        row->state = BENCH_NOT_AVAILABLE;
     }
     return 0;
 }
