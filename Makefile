@@ -102,9 +102,10 @@ unit: ## build and run the unit tests only
 	$(SUBMAKE) test-binaries
 	@BUILD=$(BUILD) tests/run.sh $(TESTS)
 
-bench: ## build and run tests/bench_*.c
+bench: ## run quire bench engine and tests/bench_*.c
 	@CC="$(CC)" tests/setup.sh build
-	$(SUBMAKE) bench-binaries
+	$(SUBMAKE) binaries bench-binaries
+	$(BUILD)/quire bench engine --dtype bfloat16,float32
 	@set -e; for program in $(BENCHES); do $$program; done
 
 # gcc's warnings see false paths in instrumented code, so -Werror stays with the plain build.

@@ -117,3 +117,12 @@ enum cli_result cli_parse(const struct cli_command *command, int argc, char **ar
     return take_arguments(command, argc - optind, argv + optind, argument) == 0 ? CLI_OK
                                                                                 : CLI_ERROR;
 }
+
+char *cli_join(int argc, char **argv)
+{
+    struct str line = {0};
+    str_append_c(&line, "quire");
+    for (int i = 0; i < argc; i++)
+        str_appendf(&line, " %s", argv[i]);
+    return line.data;
+}

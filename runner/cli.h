@@ -46,4 +46,8 @@ enum cli_result { CLI_OK, CLI_HELP, CLI_ERROR };
 enum cli_result cli_parse(const struct cli_command *command, int argc, char **argv,
                           const char **argument);
 
+/* "quire bench decode --batch 8": the command line for a record, before getopt reorders argv. The
+ * caller frees. */
+char *cli_join(int argc, char **argv);
+
 #endif

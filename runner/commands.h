@@ -10,6 +10,7 @@ int command_results(int argc, char **argv);
 int command_merge(int argc, char **argv);
 int command_slurm(int argc, char **argv);
 int command_generate(int argc, char **argv);
+int command_bench(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 
 #endif

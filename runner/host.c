@@ -32,6 +32,26 @@ void host_get_facts(struct host_facts *out)
     }
 }
 
+int64_t host_put_environment(struct store *s, const struct host_facts *host,
+                             const struct device_info *cpu, const struct device_info *gpu)
+{
+    char capability[32] = "";
+    if (gpu->name[0])
+        snprintf(capability, sizeof(capability), "%d.%d", gpu->compute_major, gpu->compute_minor);
+    return store_put_environment(
+        s, &(struct store_environment){.host = host->name,
+                                       .os = host->os,
+                                       .cpu = cpu->name,
+                                       .cpu_isa = cpu->isa,
+                                       .gpu = gpu->name,
+                                       .driver = gpu->driver,
+                                       .cuda = gpu->runtime,
+                                       .compute_capability = capability,
+                                       .n_threads = cpu->n_threads,
+                                       .memory_bytes = (int64_t)cpu->memory_bytes,
+                                       .gpu_memory_bytes = (int64_t)gpu->memory_bytes});
+}
+
 /* Those that CUDA_VISIBLE_DEVICES leaves, else all that the driver has a device file for. */
 static int count_gpus(void)
 {

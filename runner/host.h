@@ -2,7 +2,8 @@
 #ifndef QUIRE_HOST_H
 #define QUIRE_HOST_H
 
-#include "engine/util.h"
+#include "engine/engine.h"
+#include "runner/store.h"
 
 struct host_facts {
     char name[256]; /* host name            */
@@ -13,6 +14,9 @@ struct host_facts {
 };
 
 void host_get_facts(struct host_facts *out);
+/* The row of this machine in a database: its id, or -1. gpu: without a name when there is none. */
+int64_t host_put_environment(struct store *s, const struct host_facts *host,
+                             const struct device_info *cpu, const struct device_info *gpu);
 /* Which of the GPUs that this process sees is for rank local_rank of local_size on this host: its
  * own when Slurm gave each task one, else the local_rank-th; -1: there are GPUs, and none is left.
  */

@@ -23,6 +23,7 @@ static const struct command commands[] = {
     {"merge", command_merge, "put the results of several files into one"},
     {"slurm", command_slurm, "print or submit the sbatch script of an experiment"},
     {"generate", command_generate, "answer one prompt and stream the text"},
+    {"bench", command_bench, "measure attention kernels and whole models on this machine"},
     {"doctor", command_doctor, "show devices, libraries and environment variables"},
 };
 

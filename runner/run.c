@@ -70,24 +70,10 @@ static int64_t put_environment(struct run *r, const struct host_facts *host)
 {
     struct device_info cpu, gpu = find_gpu(r);
     struct model_options options;
-    char capability[32] = "";
     task_model_options(&r->work.tasks.task[0], &options);
     if (device_describe(&cpu, DEVICE_CPU, &options.device_options) != 0)
         return -1;
-    if (gpu.name[0])
-        snprintf(capability, sizeof(capability), "%d.%d", gpu.compute_major, gpu.compute_minor);
-    return store_put_environment(
-        r->store, &(struct store_environment){.host = host->name,
-                                              .os = host->os,
-                                              .cpu = cpu.name,
-                                              .cpu_isa = cpu.isa,
-                                              .gpu = gpu.name,
-                                              .driver = gpu.driver,
-                                              .cuda = gpu.runtime,
-                                              .compute_capability = capability,
-                                              .n_threads = cpu.n_threads,
-                                              .memory_bytes = (int64_t)cpu.memory_bytes,
-                                              .gpu_memory_bytes = (int64_t)gpu.memory_bytes});
+    return host_put_environment(r->store, host, &cpu, &gpu);
 }
 
 static int begin_run(struct run *r)
@@ -300,15 +286,6 @@ static int run_other_rank(struct run *r)
 
 /* ---- the command ---- */
 
-static char *join_arguments(int argc, char **argv)
-{
-    struct str line = {0};
-    str_append_c(&line, "quire");
-    for (int i = 0; i < argc; i++)
-        str_appendf(&line, " %s", argv[i]);
-    return line.data;
-}
-
 static int run_experiment(struct run *r)
 {
     stop_catch_signals();
@@ -349,7 +326,7 @@ int command_run(int argc, char **argv)
         .option = options,
         .n_options = ARRAY_LEN(options),
     };
-    char *command_line = join_arguments(argc, argv); /* getopt reorders argv */
+    char *command_line = cli_join(argc, argv);
     char *results_set = NULL;
     struct run r = {.command_line = command_line, .began_s = time_monotonic_s()};
     enum cli_result parsed = cli_parse(&command, argc, argv, &config_path);

@@ -215,6 +215,25 @@ struct store_tick {
 };
 int store_put_tick(struct store *s, const struct store_tick *tick);
 
+/* One measured row of `quire bench`. NaN: not known, NULL in the row. */
+struct store_benchmark {
+    int64_t environment_id;
+    const char *command;            /* as it was given                                          */
+    const char *bench;              /* "attention", "prefill", "decode", "engine"               */
+    const char *shape, *kernel;     /* "B16 H12 S64 D64", "flash"                               */
+    const char *dtype, *cache;      /* cache: "warm", "cold", or ""                             */
+    const char *state, *note;       /* "ok", "wrong", "failed", "not available", and why        */
+    double latency_s, p10_s, p90_s; /* of one call or step                                      */
+    double tokens_per_s;
+    double tflops, peak_share;    /* of the largest product measured in the same run          */
+    double gbps, bandwidth_share; /* of reading, measured in the same run                     */
+    double roofline_share;        /* the least time that these allow over latency_s           */
+    double memory_bytes, error, ratio; /* ratio: latency_s over that of the fastest at this shape */
+    const char *version, *git_commit;
+    bool git_dirty;
+};
+int store_put_benchmark(struct store *s, const struct store_benchmark *b);
+
 /* ---- what a resumed run asks ---- */
 /* Marks in done[n_prompts * n_per_prompt] (prompt-major) the samples of a task that are finished
  * without an error, and clears no mark, so that several files can be asked one after the other.

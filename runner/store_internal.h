@@ -48,6 +48,7 @@ enum store_statement {
     STORE_UPDATE_SAMPLE,
     STORE_INSERT_EVENT,
     STORE_INSERT_TICK,
+    STORE_INSERT_BENCHMARK,
     STORE_FIND_DONE,
     STORE_FIND_WRITER,
     STORE_N_STATEMENTS,
@@ -105,7 +106,7 @@ int store_claim(struct store *s);
 int store_check_claim(struct store *s);
 
 /* ---- store_schema.c ---- */
-#define STORE_SCHEMA_VERSION 2
+#define STORE_SCHEMA_VERSION 3
 /* ERR_DATA unless the file is a quire database, or empty and that is allowed: its version is 0
  * then. A newer one is refused by STORE_WRITE. */
 int store_schema_check(struct store *s, bool may_be_empty);

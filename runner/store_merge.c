@@ -82,6 +82,10 @@ static const struct merged_table tables[] = {
      .reference = {{"run_id", "runs"}, {"environment_id", "environments"}},
      .newer = "s.seen_at > t.seen_at",
      .since = 2},
+    {.name = "benchmarks",
+     .id = "benchmark_id",
+     .reference = {{"environment_id", "environments"}},
+     .since = 3},
 };
 
 /* The samples of which the two files have different outputs. The event belongs to the attempt whose

@@ -498,6 +498,39 @@ int store_put_tick(struct store *s, const struct store_tick *tick)
     return put_row(s, STORE_INSERT_TICK, ROW("timeseries", field)) < 0 ? -1 : 0;
 }
 
+int store_put_benchmark(struct store *s, const struct store_benchmark *b)
+{
+    const struct store_time at = store_now();
+    const struct field field[] = {
+        INTEGER("environment_id", b->environment_id),
+        TEXT("command", b->command),
+        TEXT("bench", b->bench),
+        TEXT("shape", b->shape),
+        TEXT("kernel", b->kernel),
+        OPTIONAL("dtype", b->dtype),
+        OPTIONAL("cache", b->cache),
+        TEXT("state", b->state),
+        OPTIONAL("note", b->note),
+        REAL("latency_s", b->latency_s),
+        REAL("p10_s", b->p10_s),
+        REAL("p90_s", b->p90_s),
+        REAL("tokens_per_s", b->tokens_per_s),
+        REAL("tflops", b->tflops),
+        REAL("peak_share", b->peak_share),
+        REAL("gbps", b->gbps),
+        REAL("bandwidth_share", b->bandwidth_share),
+        REAL("roofline_share", b->roofline_share),
+        REAL("memory_bytes", b->memory_bytes),
+        REAL("error", b->error),
+        REAL("ratio", b->ratio),
+        TEXT("version", b->version),
+        OPTIONAL("git_commit", b->git_commit),
+        INTEGER("git_dirty", b->git_dirty),
+        TEXT("measured_at", at.text),
+    };
+    return put_row(s, STORE_INSERT_BENCHMARK, ROW("benchmarks", field)) < 0 ? -1 : 0;
+}
+
 /* ---- samples ---- */
 
 /* What is known of a sample: id 0 when nothing. */

@@ -164,6 +164,20 @@ static const char *const migrations[] = {
     " one INTEGER PRIMARY KEY CHECK(one = 1),"
     " token TEXT NOT NULL,"
     " job TEXT, restart_count INTEGER, pid INTEGER, host TEXT, since TEXT);",
+
+    "CREATE TABLE benchmarks("
+    " benchmark_id INTEGER PRIMARY KEY,"
+    " environment_id INTEGER NOT NULL REFERENCES environments,"
+    " command TEXT NOT NULL,"
+    " bench TEXT NOT NULL," /* attention, prefill, decode, engine      */
+    " shape TEXT NOT NULL, kernel TEXT NOT NULL, dtype TEXT, cache TEXT,"
+    " state TEXT NOT NULL," /* ok, wrong, failed, not available        */
+    " note TEXT,"           /* why, when it is not ok                  */
+    " latency_s REAL, p10_s REAL, p90_s REAL, tokens_per_s REAL,"
+    " tflops REAL, peak_share REAL, gbps REAL, bandwidth_share REAL, roofline_share REAL,"
+    " memory_bytes REAL, error REAL, ratio REAL,"
+    " version TEXT, git_commit TEXT, git_dirty INTEGER,"
+    " measured_at TEXT);",
 };
 
 _Static_assert(ARRAY_LEN(migrations) == STORE_SCHEMA_VERSION, "every version has its migration");

@@ -6,7 +6,7 @@
 #
 # Parts: tests (models and engines on the GPU against Transformers' results), hashes (equal tokens
 # under many settings), fallback (no GPU visible), sanitize (compute-sanitizer on our kernels),
-# workloads (M and N end to end), benches (operations and attention). The last line is "N passed, N failed, N skipped".
+# workloads (M and N end to end), benches (operations, attention, quire bench). The last line is "N passed, N failed, N skipped".
 # Environment of prepare: CUDA_ARCHS (90a). Of the run: OUT, a folder for logs and databases.
 set -u
 cd "$(dirname "$0")" || exit 2
@@ -45,7 +45,7 @@ prepare()
         cp -r "$data/models" "$data/reference" "$data/texts" $to/data/
         chmod -R u+w $to/data
     fi
-    cp tests/gpu.sh $to/
+    cp tests/gpu.sh tests/peers/torch_attention.py $to/
     du -sh $to
 }
 
@@ -204,11 +204,23 @@ part_workloads()
 
 part_benches()
 {
-    local program
+    local program name args peer=./torch_attention.py
     for program in ops_bench attention_bench; do
         ./$program >"$OUT/$program.txt" 2>&1
         check $program $?
     done
+    while read -r name args; do
+        # shellcheck disable=SC2086 # words of args are arguments
+        ./quire bench $args --format md --db "$OUT/bench.db" >"$OUT/bench-$name.md" 2>"$OUT/bench-$name.log"
+        check "quire bench $args" $?
+    done <<CASES
+attention attention --peer $peer
+prefill prefill --peer $peer
+prefill-model prefill --list model --kernels flash --peer $peer
+decode decode --peer $peer
+decode-model decode --list model --kernels flash --peer $peer
+engine engine --dtype bfloat16
+CASES
 }
 
 main()

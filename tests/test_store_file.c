@@ -249,7 +249,7 @@ static void the_stored_schema_has_nothing_that_sqlite_3_26_cannot_read(void **st
                 " OR sql LIKE '%GENERATED%' OR sql LIKE '%RETURNING%' OR sql LIKE '%FILTER%'"
                 " OR sql LIKE '%MATERIALIZED%' OR sql LIKE '%iif(%'",
                 "");
-    assert_rows(s, "SELECT count(*) FROM sqlite_master WHERE type = 'table'", "12\n");
+    assert_rows(s, "SELECT count(*) FROM sqlite_master WHERE type = 'table'", "13\n");
     assert_rows(s, "PRAGMA application_id", "1903520114\n");
     assert_int_equal(store_close(s), 0);
     free(path);

@@ -75,7 +75,7 @@ done
 exits "--version" 0 "$quire" --version
 prints "--version: a number" '^quire [0-9]+\.[0-9]+\.[0-9]+'
 exits "--help" 0 "$quire" --help
-commands="run plan status results merge slurm generate doctor"
+commands="run plan status results merge slurm generate bench doctor"
 for command in $commands; do
     prints "--help lists $command" "^ +$command "
 done

@@ -1,0 +1,318 @@
+/* bench_ceiling.c - see bench.h: the most that a device reads and multiplies, measured in the same
+ * run as what is held against it.
+ *
+ * A GPU is reached through its backend's table alone. Reading: the better of copying blocks (read
+ * and written bytes) and a matrix-vector product over a matrix of 1 GiB; both come within a few per
+ * cent of a kernel that only reads. Multiplying: a square product of 8192.
+ *
+ * The CPU reads memory with all its threads. Its arithmetic is the better of a product of the
+ * backend and chains of independent multiply-adds in registers, of the widest instructions that
+ * both this file and the processor know.
+ */
+#include "runner/bench.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define MOVED_BYTES ((size_t)1 << 30)
+#define BLOCK_BYTES ((size_t)1 << 16) /* copied by one thread block */
+#define N_PLANES    64
+#define GPU_PRODUCT 8192
+#define CPU_PRODUCT 1024
+#define MATRIX_COLS 4096
+#define READ_CHUNK  4096 /* times 64 bytes, by one thread at once */
+#define READ_PASSES 3
+#define MEASURE_S   0.2
+
+/* ---- products, on any device ---- */
+
+struct product {
+    struct device *device;
+    struct weight weight;
+    struct linear_args args;
+    void *x, *out;
+};
+
+static void call_product(void *context, int i)
+{
+    const struct product *p = context;
+    (void)i;
+    p->device->ops->linear(p->device, &p->args);
+}
+
+/* Random numbers: what all bits of the operands cost in power slows a GPU down. */
+static void *random_values(struct device *device, size_t n, enum dtype dtype)
+{
+    void *host = device->ops->alloc_host(device, n * dtype_bytes(dtype));
+    if (!host)
+        return NULL;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++)
+        bench_store_value(host, i, dtype, bench_value(BENCH_Q, i));
+    return host;
+}
+
+static int open_product(struct product *p, struct device *device, int n_rows, int n_out, int n_in,
+                        enum dtype dtype)
+{
+    const struct backend *ops = device->ops;
+    size_t n_x = (size_t)n_rows * (size_t)n_in, n_y = (size_t)n_rows * (size_t)n_out;
+    size_t n_w = (size_t)n_out * (size_t)n_in, element = dtype_bytes(device->act_dtype);
+    *p = (struct product){.device = device, .weight = {.dtype = dtype, .n_in = n_in}};
+    void *rows = random_values(device, n_w, dtype);
+    void *x = rows ? random_values(device, n_x, device->act_dtype) : NULL;
+    struct weight_part part = {.rows = rows, .dtype = dtype, .n_rows = n_out};
+    struct step_limits limits = {
+        .max_tokens = n_rows,
+        .max_seqs = 1,
+        .max_rows = 1,
+        .max_kv_len = 16,
+        .max_width = MAX(n_in, n_out),
+        .shape = {
+            .n_heads = 1, .n_kv_heads = 1, .head_dim = 64, .block_size = 16, .kv_dtype = dtype}};
+    int rc = x ? ops->weight_load(device, &p->weight, &part, 1) : -1;
+    if (rc == 0)
+        rc = ops->reserve(device, &limits);
+    if (rc == 0 && (!(p->x = ops->alloc(device, n_x * element)) ||
+                    !(p->out = ops->alloc(device, n_y * element))))
+        rc = -1;
+    if (rc == 0)
+        ops->upload(device, p->x, x, n_x * element);
+    ops->free(device, rows);
+    ops->free(device, x);
+    p->args = (struct linear_args){.out = p->out,
+                                   .x = p->x,
+                                   .weight = &p->weight,
+                                   .n_rows = n_rows,
+                                   .out_dtype = device->act_dtype};
+    return rc;
+}
+
+static void close_product(struct product *p)
+{
+    p->device->ops->weight_free(p->device, &p->weight);
+    p->device->ops->free(p->device, p->x);
+    p->device->ops->free(p->device, p->out);
+}
+
+/* Seconds of one product. */
+static int time_product(double *seconds, struct device *device, int n_rows, int n_out, int n_in,
+                        enum dtype dtype)
+{
+    struct product p;
+    struct bench_contestant c = {.call = call_product, .context = &p, .period = 1};
+    int rc = open_product(&p, device, n_rows, n_out, n_in, dtype);
+    if (rc == 0)
+        rc = bench_time(device, &c, 1, MEASURE_S);
+    *seconds = c.latency_s.median;
+    close_product(&p);
+    return rc;
+}
+
+static int measure_square(double *tflops, struct device *device, int n, enum dtype dtype)
+{
+    double seconds;
+    if (time_product(&seconds, device, n, n, n, dtype) != 0)
+        return -1;
+    *tflops = fmax(*tflops, 2e-12 * n * n * (double)n / seconds);
+    return 0;
+}
+
+/* ---- reading on a GPU ---- */
+
+struct copying {
+    struct device *device;
+    struct copy_blocks_args args;
+};
+
+static void call_copy(void *context, int i)
+{
+    const struct copying *c = context;
+    (void)i;
+    c->device->ops->copy_blocks(c->device, &c->args);
+}
+
+static int measure_copy(double *gbps, struct device *device)
+{
+    const int n_blocks = (int)(MOVED_BYTES / BLOCK_BYTES / N_PLANES);
+    struct kv_copy *copy = xcalloc((size_t)n_blocks, sizeof(*copy));
+    for (int i = 0; i < n_blocks; i++)
+        copy[i] = (struct kv_copy){.src = i, .dst = n_blocks + i};
+    char *memory = device->ops->alloc(device, 2 * MOVED_BYTES);
+    struct kv_pool pool = {.memory = memory, .n_blocks = 2 * n_blocks};
+    struct copying context = {device, {pool, pool, BLOCK_BYTES, N_PLANES, copy, n_blocks}};
+    struct bench_contestant c = {.call = call_copy, .context = &context, .period = 1};
+    int rc = memory ? bench_time(device, &c, 1, MEASURE_S) : -1;
+    if (rc == 0)
+        *gbps = fmax(*gbps, 2e-9 * (double)MOVED_BYTES / c.latency_s.median);
+    device->ops->free(device, memory);
+    free(copy);
+    return rc;
+}
+
+static int measure_vector(double *gbps, struct device *device, enum dtype dtype)
+{
+    int n_out = (int)(MOVED_BYTES / MATRIX_COLS / dtype_bytes(dtype));
+    double seconds;
+    if (time_product(&seconds, device, 1, n_out, MATRIX_COLS, dtype) != 0)
+        return -1;
+    *gbps = fmax(*gbps, 1e-9 * (double)MOVED_BYTES / seconds);
+    return 0;
+}
+
+/* ---- the CPU ---- */
+
+/* 64 bytes a step in eight chains, which compilers make vectors of. */
+static uint64_t read_once(const uint64_t *memory, size_t n_chunks, int n_threads)
+{
+    uint64_t sink = 0;
+#pragma omp parallel for schedule(static) num_threads(n_threads) reduction(^ : sink)
+    for (size_t chunk = 0; chunk < n_chunks; chunk++) {
+        uint64_t sum[8] = {0};
+        for (size_t i = chunk * READ_CHUNK; i < (chunk + 1) * READ_CHUNK; i++)
+            for (size_t j = 0; j < 8; j++)
+                sum[j] ^= memory[8 * i + j];
+        for (size_t j = 0; j < 8; j++)
+            sink ^= sum[j];
+    }
+    return sink;
+}
+
+static int measure_read(double *gbps, struct device *device)
+{
+    size_t bytes = MIN(MOVED_BYTES / 2, device->info.memory_bytes / 8);
+    size_t n_chunks = bytes / (READ_CHUNK * 64);
+    uint64_t *memory = device->ops->alloc(device, bytes), sink = 0;
+    if (!memory)
+        return -1;
+    int n_threads = device->info.n_threads;
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+    for (size_t chunk = 0; chunk < n_chunks; chunk++)
+        memset(memory + chunk * READ_CHUNK * 8, 1, (size_t)READ_CHUNK * 64);
+    for (int pass = 0; pass < READ_PASSES; pass++) {
+        double began_s = time_monotonic_s();
+        sink ^= read_once(memory, n_chunks, n_threads);
+        double seconds = time_monotonic_s() - began_s;
+        *gbps = fmax(*gbps, 1e-9 * (double)(n_chunks * READ_CHUNK * 64) / seconds);
+    }
+    log_debug("read: %llx", (unsigned long long)sink); /* so that nobody leaves the reading out */
+    device->ops->free(device, memory);
+    return 0;
+}
+
+#ifdef __x86_64__
+
+#define CHAINS 12 /* independent sums: they cover an instruction's latency times two units */
+#define STEPS  500000
+
+__attribute__((target("avx2,fma"))) static float chains_avx2(void)
+{
+    __m256 sum[CHAINS], x = _mm256_set1_ps(1.0001f), y = _mm256_set1_ps(1e-9f);
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = _mm256_set1_ps((float)i);
+    for (int s = 0; s < STEPS; s++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = _mm256_fmadd_ps(x, y, sum[i]);
+        __asm__ volatile("" : "+x"(x));
+    }
+    for (int i = 1; i < CHAINS; i++)
+        sum[0] = _mm256_add_ps(sum[0], sum[i]);
+    return _mm256_cvtss_f32(sum[0]);
+}
+
+__attribute__((target("avx512f"))) static float chains_avx512(void)
+{
+    __m512 sum[CHAINS], x = _mm512_set1_ps(1.0001f), y = _mm512_set1_ps(1e-9f);
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = _mm512_set1_ps((float)i);
+    for (int s = 0; s < STEPS; s++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = _mm512_fmadd_ps(x, y, sum[i]);
+        __asm__ volatile("" : "+v"(x));
+    }
+    for (int i = 1; i < CHAINS; i++)
+        sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    return _mm512_cvtss_f32(sum[0]);
+}
+
+__attribute__((target("avx512f,avx512bf16"))) static float chains_bf16(void)
+{
+    __m512 sum[CHAINS];
+    __m512i x = _mm512_set1_epi32(0x3F803F80), y = _mm512_set1_epi32(0x2F803F80);
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = _mm512_set1_ps((float)i);
+    for (int s = 0; s < STEPS; s++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)x, (__m512bh)y);
+        __asm__ volatile("" : "+v"(x));
+    }
+    for (int i = 1; i < CHAINS; i++)
+        sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    return _mm512_cvtss_f32(sum[0]);
+}
+
+/* The chain of the backend's instruction set, or NULL. */
+static float (*find_chains(const char *isa, enum dtype dtype, double *flops))(void)
+{
+    if (strcmp(isa, "plain") == 0)
+        return NULL;
+    if (strcmp(isa, "avx2") == 0) {
+        *flops = 16;
+        return chains_avx2;
+    }
+    bool pairs =
+        dtype == DTYPE_BF16 && __builtin_cpu_supports("avx512bf16") && strcmp(isa, "avx512") != 0;
+    *flops = pairs ? 64 : 32;
+    return pairs ? chains_bf16 : chains_avx512;
+}
+
+static void measure_chains(double *tflops, const struct device_info *cpu, enum dtype dtype)
+{
+    double flops, sink = 0;
+    float (*chains)(void) = find_chains(cpu->isa, dtype, &flops);
+    if (!chains)
+        return;
+    for (int pass = 0; pass < READ_PASSES; pass++) {
+        double began_s = time_monotonic_s();
+#pragma omp parallel num_threads(cpu->n_threads) reduction(+ : sink)
+        sink += (double)chains();
+        double seconds = time_monotonic_s() - began_s;
+        *tflops = fmax(*tflops, 1e-12 * flops * CHAINS * STEPS * cpu->n_threads / seconds);
+    }
+    log_debug("sums: %g", sink); /* so that nobody leaves the sums out */
+}
+
+#else
+
+static void measure_chains(double *tflops, const struct device_info *cpu, enum dtype dtype)
+{
+    (void)tflops;
+    (void)cpu;
+    (void)dtype;
+}
+
+#endif
+
+/* ---- public ---- */
+
+int bench_ceiling_measure(struct bench_ceiling *ceiling, struct device *device, enum dtype dtype)
+{
+    double *tflops = &ceiling->tflops[dtype], *gbps = &ceiling->read_gbps;
+    if (device->info.kind == DEVICE_CPU) {
+        measure_chains(tflops, &device->info, dtype);
+        return measure_read(gbps, device) == 0 ? measure_square(tflops, device, CPU_PRODUCT, dtype)
+                                               : -1;
+    }
+    if (measure_copy(gbps, device) != 0 || measure_vector(gbps, device, dtype) != 0)
+        return -1;
+    return measure_square(tflops, device, GPU_PRODUCT, dtype);
+}
