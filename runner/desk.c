@@ -3,14 +3,17 @@
 #include "runner/stop.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define WORKERS_S 2.0 /* between signs of life in the store */
 
-/* How long a sequence takes is not known before the first has ended. */
-#define FIRST_LATENCY_S 60.0
+/* How long a sequence takes is not known before the first has ended; no more than this share of
+ * a short job is kept for it. */
+#define FIRST_LATENCY_S     60.0
+#define FIRST_LATENCY_SHARE 0.25
 /* The slowest of the recent samples counts, and fades by this factor with each sample. */
 #define LATENCY_FADE   0.98
 #define LATENCY_MARGIN 1.25
@@ -496,7 +499,7 @@ void desk_tick(struct desk *d)
 {
     lock(d);
     double now = time_monotonic_s();
-    double latency_s = d->latency_s > 0 ? d->latency_s : FIRST_LATENCY_S;
+    double latency_s = d->latency_s > 0 ? d->latency_s : d->first_latency_s;
     stop_check_job_end(latency_s * LATENCY_MARGIN + STOP_END_SECONDS);
     note_stop(d);
     if (!d->failure)
@@ -575,6 +578,7 @@ int desk_open(struct desk **out, const struct desk_options *options)
         d->seat[r].group = -1;
     d->n_total = work_list_share(options->work);
     d->n_done = d->n_total - work_list_pending(options->work);
+    d->first_latency_s = fmin(FIRST_LATENCY_S, FIRST_LATENCY_SHARE * stop_job_left_s());
     record_all_unreadable(d);
     if (d->failure) {
         err_set(d->failure, "%s", d->reason);

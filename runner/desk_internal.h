@@ -55,9 +55,9 @@ struct desk {
     int64_t n_done, n_total; /* samples */
     int n_failed_tasks;
     double first_token_s;
-    bool stopping;    /* there is an event that says so       */
-    double workers_s; /* when the signs of life were written */
-    double latency_s; /* see expected_latency_s              */
+    bool stopping;                     /* there is an event that says so       */
+    double workers_s;                  /* when the signs of life were written */
+    double latency_s, first_latency_s; /* of a sample; before one has finished */
     enum err_kind failure;
     char *reason;
 };

@@ -147,9 +147,12 @@ sanitize()
     shift 2
     log=$OUT/sanitize-$name.log
     [ "$tool" = memcheck ] && options+=(--report-api-errors no)
-    while read -r kernel; do
-        options+=(--kernel-name "kns=$kernel")
-    done <kernels.txt
+    # With a filter, racecheck fails by itself when the matrix kernels of a whole model run.
+    if [ "$program" != quire ]; then
+        while read -r kernel; do
+            options+=(--kernel-name "kns=$kernel")
+        done <kernels.txt
+    fi
     timeout 300 compute-sanitizer "${options[@]}" "./$program" "$@" >"$log" 2>&1
     rc=$?
     errors=$(sed -nE 's/.*(ERROR SUMMARY: |displayed \()([0-9]+) error.*/\2/p' "$log" | tail -n 1)
@@ -170,7 +173,11 @@ part_sanitize()
     fi
     for tool in memcheck racecheck; do
         sanitize $tool attention_test --small
-        sanitize $tool ops_test --small
+        if [ $tool = memcheck ]; then
+            sanitize $tool ops_test --small
+        else
+            sanitize $tool ops_test --small --no-products
+        fi
         sanitize $tool device_test
         sanitize $tool quire generate --model configs/models/demo --prompt "47 plus 36 is" \
             --max-tokens 8 --device cuda
