@@ -27,7 +27,7 @@ struct options {
     const char *noun_name, *command_line;
     enum bench_noun noun;
     struct bench_sweep sweep;
-    const char *kernels, *device, *format, *db, *model, *workload;
+    const char *kernels, *device, *format, *db, *model, *quantization, *workload;
     struct cli_list peers;
     double seconds;
     int64_t threads, prefill, prompt, output, repeats; /* 0: not given */
@@ -60,7 +60,8 @@ static double positive(double x)
 static struct derived derive(const struct bench *b, const struct bench_row *row)
 {
     double s = row->latency_s.median;
-    double peak = positive(b->ceiling.tflops[row->dtype]), read = positive(b->ceiling.read_gbps);
+    double peak = positive(b->ceiling.tflops[bench_rate_of(row->dtype, row->quantization)]);
+    double read = positive(b->ceiling.read_gbps);
     struct derived d = {.tokens_per_s = positive(row->n_tokens) / s,
                         .tflops = 1e-12 * positive(row->flops) / s,
                         .gbps = 1e-9 * positive(row->bytes) / s,
@@ -77,7 +78,7 @@ static struct derived derive(const struct bench *b, const struct bench_row *row)
 /* NULL for a row of no type: what the device reads. */
 static const char *dtype_text(const struct bench_row *row)
 {
-    return row->dtype < DTYPE_N ? dtype_name(row->dtype) : NULL;
+    return row->dtype < DTYPE_N ? weight_name(row->dtype, row->quantization) : NULL;
 }
 
 static const char *const columns[] = {
@@ -163,11 +164,13 @@ static int put_row(const struct output *out, const struct bench_row *row, const 
 static int put_ceilings(const struct output *out)
 {
     const struct bench_ceiling *c = &out->bench->ceiling;
-    for (int i = -1; i < DTYPE_N; i++) {
+    for (int i = -1; i < BENCH_N_RATES; i++) {
         struct derived d = {NAN, NAN, NAN, NAN, NAN, NAN, NAN};
         struct bench_row row = {.kernel = "ceiling",
                                 .cache = "",
-                                .dtype = i < 0 ? DTYPE_N : (enum dtype)i,
+                                .dtype = i < 0 ? DTYPE_N : (enum dtype)(i % DTYPE_N),
+                                .quantization =
+                                    i == BENCH_INT8 ? QUANTIZATION_INT8 : QUANTIZATION_NONE,
                                 .latency_s = {NAN, NAN, NAN},
                                 .memory_bytes = NAN,
                                 .error = NAN};
@@ -248,7 +251,7 @@ static int run_shapes(struct bench *b, int first, int end)
     struct device *device = open_device(b, dtype);
     if (!device)
         return -1;
-    int rc = bench_ceiling_measure(&b->ceiling, device, dtype);
+    int rc = bench_ceiling_measure(&b->ceiling, device, dtype, QUANTIZATION_NONE);
     for (int i = first; i < end && rc == 0; i++) {
         char label[64];
         bench_shape_label(label, &b->shape[i]);
@@ -256,7 +259,7 @@ static int run_shapes(struct bench *b, int first, int end)
         bench_attention_run(&b->rows, i, device, &b->shape[i], kernels, o->seconds);
     }
     if (rc == 0)
-        rc = bench_ceiling_measure(&b->ceiling, device, dtype);
+        rc = bench_ceiling_measure(&b->ceiling, device, dtype, QUANTIZATION_NONE);
     device->ops->close(device);
     return rc;
 }
@@ -296,6 +299,7 @@ static int run_engine(struct bench *b)
                   .device = b->device,
                   .device_options = {.n_threads = (int)o->threads, .isa = getenv("QUIRE_CPU_ISA")}},
         .dtypes = o->sweep.dtype,
+        .quantizations = o->quantization,
         .batches = o->sweep.batch,
         .workload = o->workload,
         .n_prefill = o->prefill ? (int)o->prefill : 512,
@@ -358,6 +362,7 @@ static int check_noun(const struct options *o)
         {"list", o->sweep.list, false},
         {"peer", o->peers.n > 0, false},
         {"model", o->model, true},
+        {"quantization", o->quantization, true},
         {"workload", o->workload, true},
         {"prefill", o->prefill, true},
         {"prompt", o->prompt, true},
@@ -464,6 +469,8 @@ int command_bench(int argc, char **argv)
          &o.peers},
         {"model", "PATH", "engine: a model directory, or a .json shape with random weights",
          CLI_TEXT, &o.model},
+        {"quantization", "LIST", "engine: none (default), int8 (CPU only)", CLI_TEXT,
+         &o.quantization},
         {"prefill", "N", "engine: prompt tokens of the prefill case (512)", CLI_INT, &o.prefill},
         {"prompt", "N", "engine: prompt tokens of decode cases (128)", CLI_INT, &o.prompt},
         {"output", "N", "engine: output tokens of decode cases (64)", CLI_INT, &o.output},

@@ -34,11 +34,15 @@ struct bench_spread {
 /* Of sample[n], n >= 1, which is sorted. */
 struct bench_spread bench_spread_of(double *sample, size_t n);
 
-/* The most that the device did in this run; 0: not measured. */
+/* The most that the device did in this run; 0: not measured. Products of int8 weights have a rate
+ * of their own beside those of the dtypes. */
+enum { BENCH_INT8 = DTYPE_N, BENCH_N_RATES };
 struct bench_ceiling {
     double read_gbps;
-    double tflops[DTYPE_N];
+    double tflops[BENCH_N_RATES];
 };
+/* The place in tflops of matrices that are stored so. */
+int bench_rate_of(enum dtype dtype, enum quantization quantization);
 
 enum bench_state {
     BENCH_OK,
@@ -53,7 +57,8 @@ struct bench_row {
     int group;
     char shape[64], kernel[48];
     enum dtype dtype;
-    const char *cache; /* "warm", "cold", or "" */
+    enum quantization quantization; /* of a model's matrices */
+    const char *cache;              /* "warm", "cold", or "" */
     enum bench_state state;
     struct bench_spread latency_s;
     double n_tokens, flops, bytes; /* of one call; 0: does not apply           */
@@ -168,9 +173,10 @@ double bench_memory_used(const struct bench_memory *m);
 
 /* ---- ceilings ---- */
 
-/* Measures reading and products of the device's numbers with `dtype` and keeps the larger values in
+/* Measures reading and products with matrices that are stored so, and keeps the larger values in
  * *ceiling. ERR_RESOURCE. */
-int bench_ceiling_measure(struct bench_ceiling *ceiling, struct device *device, enum dtype dtype);
+int bench_ceiling_measure(struct bench_ceiling *ceiling, struct device *device, enum dtype dtype,
+                          enum quantization quantization);
 
 /* The least time of sequences that run together from the first step to the last: n_in[i] prompt
  * tokens and n_out[i] outputs, the first of which is prefill's.
@@ -202,8 +208,9 @@ void bench_attention_run(struct bench_rows *rows, int group, struct device *devi
                          const struct bench_shape *shape, unsigned kernels, double seconds);
 
 struct bench_engine_options {
-    struct model_options model; /* without dtype */
+    struct model_options model; /* without dtype and quantization */
     const char *dtypes;         /* comma-separated; NULL: auto                            */
+    const char *quantizations;  /* "none,int8"; NULL: none                                */
     const char *batches;        /* of decode; NULL: 1,8,32,64                             */
     const char *workload;       /* a config with synthetic prompts; NULL: prefill and decode */
     int n_prefill, n_prompt, n_output, repeats;

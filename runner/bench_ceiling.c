@@ -58,24 +58,28 @@ static void *random_values(struct device *device, size_t n, enum dtype dtype)
     return host;
 }
 
-static int open_product(struct product *p, struct device *device, int n_rows, int n_out, int n_in,
-                        enum dtype dtype)
+/* n_rows of x times a matrix of the shape and storage that `like` has. */
+static int open_product(struct product *p, struct device *device, int n_rows,
+                        const struct weight *like)
 {
     const struct backend *ops = device->ops;
+    int n_in = like->n_in, n_out = like->n_out;
     size_t n_x = (size_t)n_rows * (size_t)n_in, n_y = (size_t)n_rows * (size_t)n_out;
     size_t n_w = (size_t)n_out * (size_t)n_in, element = dtype_bytes(device->act_dtype);
-    *p = (struct product){.device = device, .weight = {.dtype = dtype, .n_in = n_in}};
-    void *rows = random_values(device, n_w, dtype);
+    *p = (struct product){.device = device, .weight = *like};
+    void *rows = random_values(device, n_w, like->dtype);
     void *x = rows ? random_values(device, n_x, device->act_dtype) : NULL;
-    struct weight_part part = {.rows = rows, .dtype = dtype, .n_rows = n_out};
-    struct step_limits limits = {
-        .max_tokens = n_rows,
-        .max_seqs = 1,
-        .max_rows = 1,
-        .max_kv_len = 16,
-        .max_width = MAX(n_in, n_out),
-        .shape = {
-            .n_heads = 1, .n_kv_heads = 1, .head_dim = 64, .block_size = 16, .kv_dtype = dtype}};
+    struct weight_part part = {.rows = rows, .dtype = like->dtype, .n_rows = n_out};
+    struct step_limits limits = {.max_tokens = n_rows,
+                                 .max_seqs = 1,
+                                 .max_rows = 1,
+                                 .max_kv_len = 16,
+                                 .max_width = MAX(n_in, n_out),
+                                 .shape = {.n_heads = 1,
+                                           .n_kv_heads = 1,
+                                           .head_dim = 64,
+                                           .block_size = 16,
+                                           .kv_dtype = like->dtype}};
     int rc = x ? ops->weight_load(device, &p->weight, &part, 1) : -1;
     if (rc == 0)
         rc = ops->reserve(device, &limits);
@@ -102,12 +106,12 @@ static void close_product(struct product *p)
 }
 
 /* Seconds of one product. */
-static int time_product(double *seconds, struct device *device, int n_rows, int n_out, int n_in,
-                        enum dtype dtype)
+static int time_product(double *seconds, struct device *device, int n_rows,
+                        const struct weight *like)
 {
     struct product p;
     struct bench_contestant c = {.call = call_product, .context = &p, .period = 1};
-    int rc = open_product(&p, device, n_rows, n_out, n_in, dtype);
+    int rc = open_product(&p, device, n_rows, like);
     if (rc == 0)
         rc = bench_time(device, &c, 1, MEASURE_S);
     *seconds = c.latency_s.median;
@@ -115,10 +119,12 @@ static int time_product(double *seconds, struct device *device, int n_rows, int 
     return rc;
 }
 
-static int measure_square(double *tflops, struct device *device, int n, enum dtype dtype)
+static int measure_square(double *tflops, struct device *device, int n, enum dtype dtype,
+                          enum quantization quantization)
 {
+    struct weight like = {.dtype = dtype, .quantization = quantization, .n_out = n, .n_in = n};
     double seconds;
-    if (time_product(&seconds, device, n, n, n, dtype) != 0)
+    if (time_product(&seconds, device, n, &like) != 0)
         return -1;
     *tflops = fmax(*tflops, 2e-12 * n * n * (double)n / seconds);
     return 0;
@@ -159,8 +165,9 @@ static int measure_copy(double *gbps, struct device *device)
 static int measure_vector(double *gbps, struct device *device, enum dtype dtype)
 {
     int n_out = (int)(MOVED_BYTES / MATRIX_COLS / dtype_bytes(dtype));
+    struct weight like = {.dtype = dtype, .n_out = n_out, .n_in = MATRIX_COLS};
     double seconds;
-    if (time_product(&seconds, device, 1, n_out, MATRIX_COLS, dtype) != 0)
+    if (time_product(&seconds, device, 1, &like) != 0)
         return -1;
     *gbps = fmax(*gbps, 1e-9 * (double)MOVED_BYTES / seconds);
     return 0;
@@ -260,8 +267,24 @@ __attribute__((target("avx512f,avx512bf16"))) static float chains_bf16(void)
     return _mm512_cvtss_f32(sum[0]);
 }
 
-/* The chain of the backend's instruction set, or NULL. */
-static float (*find_chains(const char *isa, enum dtype dtype, double *flops))(void)
+__attribute__((target("avx512f,avx512vnni"))) static float chains_int8(void)
+{
+    __m512i sum[CHAINS], x = _mm512_set1_epi32(0x01010101), y = _mm512_set1_epi32(0x01FF01FF);
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = _mm512_set1_epi32(i);
+    for (int s = 0; s < STEPS; s++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = _mm512_dpbusd_epi32(sum[i], x, y);
+        __asm__ volatile("" : "+v"(x));
+    }
+    for (int i = 1; i < CHAINS; i++)
+        sum[0] = _mm512_add_epi32(sum[0], sum[i]);
+    return (float)_mm512_cvtsi512_si32(sum[0]);
+}
+
+/* The chain of what the backend's instruction set has for this rate, or NULL. */
+static float (*find_chains(const char *isa, int rate, double *flops))(void)
 {
     if (strcmp(isa, "plain") == 0)
         return NULL;
@@ -269,16 +292,22 @@ static float (*find_chains(const char *isa, enum dtype dtype, double *flops))(vo
         *flops = 16;
         return chains_avx2;
     }
-    bool pairs =
-        dtype == DTYPE_BF16 && __builtin_cpu_supports("avx512bf16") && strcmp(isa, "avx512") != 0;
-    *flops = pairs ? 64 : 32;
-    return pairs ? chains_bf16 : chains_avx512;
+    if (rate == BENCH_INT8 && strcmp(isa, "avx512") != 0 && __builtin_cpu_supports("avx512vnni")) {
+        *flops = 128;
+        return chains_int8;
+    }
+    if (rate == DTYPE_BF16 && strcmp(isa, "avx512bf16") == 0) {
+        *flops = 64;
+        return chains_bf16;
+    }
+    *flops = 32;
+    return chains_avx512;
 }
 
-static void measure_chains(double *tflops, const struct device_info *cpu, enum dtype dtype)
+static void measure_chains(double *tflops, const struct device_info *cpu, int rate)
 {
     double flops, sink = 0;
-    float (*chains)(void) = find_chains(cpu->isa, dtype, &flops);
+    float (*chains)(void) = find_chains(cpu->isa, rate, &flops);
     if (!chains)
         return;
     for (int pass = 0; pass < READ_PASSES; pass++) {
@@ -293,26 +322,34 @@ static void measure_chains(double *tflops, const struct device_info *cpu, enum d
 
 #else
 
-static void measure_chains(double *tflops, const struct device_info *cpu, enum dtype dtype)
+static void measure_chains(double *tflops, const struct device_info *cpu, int rate)
 {
     (void)tflops;
     (void)cpu;
-    (void)dtype;
+    (void)rate;
 }
 
 #endif
 
 /* ---- public ---- */
 
-int bench_ceiling_measure(struct bench_ceiling *ceiling, struct device *device, enum dtype dtype)
+int bench_rate_of(enum dtype dtype, enum quantization quantization)
 {
-    double *tflops = &ceiling->tflops[dtype], *gbps = &ceiling->read_gbps;
-    if (device->info.kind == DEVICE_CPU) {
-        measure_chains(tflops, &device->info, dtype);
-        return measure_read(gbps, device) == 0 ? measure_square(tflops, device, CPU_PRODUCT, dtype)
-                                               : -1;
-    }
-    if (measure_copy(gbps, device) != 0 || measure_vector(gbps, device, dtype) != 0)
-        return -1;
-    return measure_square(tflops, device, GPU_PRODUCT, dtype);
+    return quantization == QUANTIZATION_INT8 ? BENCH_INT8 : (int)dtype;
+}
+
+int bench_ceiling_measure(struct bench_ceiling *ceiling, struct device *device, enum dtype dtype,
+                          enum quantization quantization)
+{
+    int rate = bench_rate_of(dtype, quantization);
+    bool cpu = device->info.kind == DEVICE_CPU;
+    double *tflops = &ceiling->tflops[rate], *gbps = &ceiling->read_gbps;
+    if (cpu)
+        measure_chains(tflops, &device->info, rate);
+    int rc = cpu ? measure_read(gbps, device) : measure_copy(gbps, device);
+    if (rc == 0 && !cpu)
+        rc = measure_vector(gbps, device, dtype);
+    return rc == 0 ? measure_square(tflops, device, cpu ? CPU_PRODUCT : GPU_PRODUCT, dtype,
+                                    quantization)
+                   : -1;
 }

@@ -214,6 +214,7 @@ static struct bench_row *add_row(const struct bench *b, int i)
     struct bench_row *row = bench_rows_add(b->rows, i, attention_name(b->attention));
     snprintf(row->shape, sizeof(row->shape), "%s", b->item[i].label);
     row->dtype = info->dtype;
+    row->quantization = info->quantization;
     return row;
 }
 
@@ -224,7 +225,8 @@ static int measure_ceiling(const struct bench *b)
     struct device_options options = b->options->model.device_options;
     options.act_dtype = info->act_dtype;
     struct device *device = backend->open(&options);
-    int rc = device ? bench_ceiling_measure(b->ceiling, device, info->dtype) : -1;
+    int rc =
+        device ? bench_ceiling_measure(b->ceiling, device, info->dtype, info->quantization) : -1;
     if (device)
         backend->close(device);
     return rc;
@@ -368,28 +370,42 @@ static int run_model(struct bench *b)
         snprintf(row->shape, sizeof(row->shape), "all");
         snprintf(row->note, sizeof(row->note), "%.180s", why);
         row->dtype = model_get_info(b->model)->dtype;
+        row->quantization = model_get_info(b->model)->quantization;
         row->state = BENCH_NOT_AVAILABLE;
     }
     return 0;
 }
 
+/* One way to store the matrices. */
+static int run_stored(struct bench *b, const struct model_options *model)
+{
+    if (model_open(&b->model, model) != 0)
+        return -1;
+    int rc = run_model(b);
+    model_close(b->model);
+    return rc;
+}
+
 int bench_engine_run(struct bench_rows *rows, struct bench_ceiling *ceiling,
                      const struct bench_engine_options *options)
 {
-    static const char *const names[] = {"auto", "float32", "bfloat16", "float16"};
+    static const char *const dtypes[] = {"auto", "float32", "bfloat16", "float16"};
+    static const char *const quantizations[] = {"none", "int8"};
     struct model_options model = options->model;
-    int dtype[BENCH_MAX_LIST];
-    int n = bench_parse_names(dtype, "dtype", options->dtypes ? options->dtypes : "auto", names,
-                              ARRAY_LEN(names));
-    for (int i = 0; i < n; i++) {
-        struct bench b = {.options = options, .rows = rows, .ceiling = ceiling};
-        model.dtype = names[dtype[i]];
-        if (model_open(&b.model, &model) != 0)
-            return -1;
-        int rc = run_model(&b);
-        model_close(b.model);
-        if (rc != 0)
+    struct bench b = {.options = options, .rows = rows, .ceiling = ceiling};
+    int dtype[BENCH_MAX_LIST], quantization[BENCH_MAX_LIST];
+    int n_dtypes = bench_parse_names(dtype, "dtype", options->dtypes ? options->dtypes : "auto",
+                                     dtypes, ARRAY_LEN(dtypes));
+    int n_quantizations = bench_parse_names(
+        quantization, "quantization", options->quantizations ? options->quantizations : "none",
+        quantizations, ARRAY_LEN(quantizations));
+    if (n_dtypes < 0 || n_quantizations < 0)
+        return -1;
+    for (int i = 0; i < n_dtypes * n_quantizations; i++) {
+        model.dtype = dtypes[dtype[i / n_quantizations]];
+        model.quantization = (enum quantization)quantization[i % n_quantizations];
+        if (run_stored(&b, &model) != 0)
             return -1;
     }
-    return n < 0 ? -1 : 0;
+    return 0;
 }

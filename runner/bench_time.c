@@ -236,7 +236,8 @@ static struct model_costs costs_of(const struct model_info *m)
     double body = m->n_layers * layer, all = body + (double)m->vocab * m->hidden;
     return (struct model_costs){.body = body,
                                 .all = all,
-                                .bytes = all * (double)dtype_bytes(m->dtype),
+                                .bytes =
+                                    (double)weight_bytes(1, (size_t)all, m->dtype, m->quantization),
                                 .attend = 4.0 * m->n_layers * q};
 }
 
@@ -264,7 +265,8 @@ void bench_roofline_of(struct bench_roofline *out, const struct model_info *mode
                        const struct bench_load *load, const struct bench_ceiling *ceiling)
 {
     const struct model_costs c = costs_of(model);
-    double rate = 1e12 * ceiling->tflops[model->dtype], bandwidth = 1e9 * ceiling->read_gbps;
+    double rate = 1e12 * ceiling->tflops[bench_rate_of(model->dtype, model->quantization)];
+    double bandwidth = 1e9 * ceiling->read_gbps;
     *out = (struct bench_roofline){0};
     for (int i = 0; i < load->n; i++) {
         double n = load->n_in[i];

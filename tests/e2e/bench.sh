@@ -46,6 +46,10 @@ prints "engine: decode" '^decode B3 7\+5,flash,float32,,ok,[0-9]'
 check "engine: a share of the roofline" test -n "$(value of_roofline flash)"
 exits "engine with trained weights" 0 "$quire" bench engine --device cpu --repeats 1 \
     --model configs/models/demo --batch 2 --prefill 5 --prompt 3 --output 2
+exits "engine with int8 weights" 0 "$quire" bench engine "${model[@]}" --batch 2 --prefill 9 --prompt 4 \
+    --output 3 --quantization none,int8 --format csv
+prints "engine: int8 rows" '^decode B2 4\+3,flash,int8,,ok,[0-9]'
+prints "engine: the rate of int8 products" '^multiply,ceiling,int8,'
 cat >"$work/workload.yaml" <<'YAML'
 experiment: tiny_workload
 model: {path: unused}
