@@ -113,6 +113,11 @@ static struct device_info pretended(const struct device_info *device)
     return info;
 }
 
+void decision_choose_engine(struct decision *d, const struct settings *s)
+{
+    d->fast = s->engine.fast != FAST_OFF;
+}
+
 int decision_choose_attention(struct decision *d, const struct settings *s,
                               const struct device_info *device,
                               const struct decision_policy *policy)
@@ -127,7 +132,7 @@ int decision_choose_attention(struct decision *d, const struct settings *s,
     };
     struct device_info info = pretended(device);
     char why[DECISION_REASON_MAX];
-    d->fast = s->engine.fast != FAST_OFF;
+    decision_choose_engine(d, s);
     d->attention = decision_auto_attention(&info);
     if (s->engine.attention == ATTENTION_CHOICE_AUTO) {
         describe_choice(d, &info, true);

@@ -33,6 +33,9 @@ struct decision_policy {
 int decision_choose_device(struct decision *out, const struct settings *s,
                            const struct decision_policy *policy);
 
+/* The engine that the settings ask for. */
+void decision_choose_engine(struct decision *d, const struct settings *s);
+
 /* Engine and attention kernel on that device. ERR_RESOURCE when the kernel that was asked for does
  * not run there and another one is not allowed. */
 int decision_choose_attention(struct decision *d, const struct settings *s,

@@ -163,6 +163,7 @@ static int run_generate(const struct choices *o)
         return err_set(ERR_CONFIG, "--max-tokens is %lld; expected 1 to %d",
                        (long long)o->max_tokens, ENGINE_MAX_BATCHED_TOKENS);
     struct model *model;
+    decision_choose_engine(&decision, &settings);
     decision_log_loading(&decision, o->model);
     if (model_open(&model, &options) != 0)
         return -1;

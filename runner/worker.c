@@ -131,10 +131,12 @@ static int open_group(struct worker *w, int index)
     struct decision *model = &w->of_model[group->model - w->options->work->group];
     const struct decision_policy *policy = &w->options->policy;
     w->opening = (struct opening){.group = index, .decision = *model};
+    decision_choose_engine(&w->opening.decision, &group->work[0]->task->settings);
     while (load_model(w, group->model, w->opening.decision.device) != 0) {
         if (decision_use_cpu(model, policy) != 0)
             return -1;
         w->opening.decision = *model;
+        decision_choose_engine(&w->opening.decision, &group->work[0]->task->settings);
     }
     if (open_engine(w, group) == 0)
         return 0;
