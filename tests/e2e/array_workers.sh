@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 
 n_workers=64
-config=configs/phases/phase1.yaml
+config=configs/demo.yaml
 db=$work/array.db
 
 exits "one process does all" 0 "$quire" run $config --results "$work/whole.db" \

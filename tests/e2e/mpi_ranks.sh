@@ -59,7 +59,8 @@ lose_rank()
     local name="rank $1 killed" db=$work/lost$1.db pid status=0 before began
     "${mpi[@]}" -np 3 "$quire" run "$work/ranks.yaml" --results "$db" >"$out" 2>&1 &
     pid=$!
-    while kill -0 $pid 2>/dev/null && ! sql "$db" "select count(*) > 20 from samples" 2>&1 | grep -qx 1; do
+    while kill -0 $pid 2>/dev/null &&
+        ! sql "$db" "select count(*) > 20 from samples" 2>&1 | grep -qx 1; do
         sleep 0.02
     done
     before=$(committed "$db")

@@ -2,7 +2,8 @@
 # lab.sh [COMMAND...] - a Slurm cluster on this machine, for as long as COMMAND (a shell) runs.
 #
 # Four nodes n1..n4 with an Ethernet between them and the login node, where COMMAND runs; node.sh
-# crashes, boots and unplugs them. Two partitions: jobs of `hi` preempt those of `lo`, the default.
+# crashes, boots and unplugs them. Jobs of the partition `urgent` push out those of `preemptible`,
+# which is the default.
 #
 # The lab is one set of namespaces with a first process of its own. When that process ends, however it
 # does, the kernel ends everything inside and takes the network and the mounts away; it is killed when
@@ -20,8 +21,10 @@ here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 export SLURM_LAB=/run/lab
 export SLURM_CONF=$SLURM_LAB/slurm.conf
 readonly N_NODES=4
-readonly NODE_CPUS=4 # what there is does not matter
-readonly NODE_GPUS=2
+# Large enough for the scripts in slurm/; what the machine really has does not matter.
+readonly NODE_CPUS=32
+readonly NODE_GPUS=4
+readonly NODE_MIB=262144
 readonly NET=10.77.0
 # munge makes its address out of its folder's; some sockets end with 107 characters.
 readonly MUNGE_SOCKET=$SLURM_LAB/munge.sock
@@ -106,7 +109,8 @@ make_files()
 make_configuration()
 {
     sed -e "s|@LAB@|$SLURM_LAB|g; s|@NET@|$NET|g; s|@N@|$N_NODES|g; s|@CPUS@|$NODE_CPUS|g" \
-        -e "s|@GPUS@|$NODE_GPUS|g; s|@MUNGE@|$MUNGE_SOCKET|g" "$here/slurm.conf.in" >$SLURM_CONF
+        -e "s|@GPUS@|$NODE_GPUS|g; s|@MIB@|$NODE_MIB|g; s|@MUNGE@|$MUNGE_SOCKET|g" \
+        "$here/slurm.conf.in" >$SLURM_CONF
     for ((i = 1; i <= N_NODES; i++)); do
         echo "NodeName=n$i NodeAddr=$NET.$i" >>$SLURM_CONF
     done
@@ -115,7 +119,8 @@ make_configuration()
         "NodeName=n[1-$N_NODES] Name=gpu Type=fake File=$SLURM_LAB/dev/gpu[0-$((NODE_GPUS - 1))]" \
         >$SLURM_LAB/gres.conf
     # shellcheck disable=SC2016 # the node's name is known when a task starts
-    printf '#!/bin/sh\necho "export TMPDIR=%s/tmp/$SLURMD_NODENAME"\n' $SLURM_LAB >$SLURM_LAB/taskprolog
+    printf '#!/bin/sh\necho "export TMPDIR=%s/tmp/$SLURMD_NODENAME"\n' $SLURM_LAB \
+        >$SLURM_LAB/taskprolog
     chmod 755 $SLURM_LAB/taskprolog
 }
 
@@ -126,7 +131,7 @@ munge_works()
 
 all_nodes_are_idle()
 {
-    [ "$(timeout 2 sinfo -h -N -p lo -t idle -o %N | wc -l)" = $N_NODES ]
+    [ "$(timeout 2 sinfo -h -N -p preemptible -t idle -o %N | wc -l)" = $N_NODES ]
 }
 
 # daemon NAME COMMAND...: in a session of its own, out of reach of the terminal's Ctrl-C.

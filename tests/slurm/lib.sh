@@ -90,7 +90,8 @@ submit()
 {
     local name=$1
     shift
-    (cd "$work" && "$quire" slurm "$config" --set results="$db" "${settings[@]}" --output "$name.sbatch")
+    (cd "$work" && "$quire" slurm "$config" --set results="$db" "${settings[@]}" \
+        --output "$name.sbatch")
     job=$(sbatch --parsable --job-name="$name" --open-mode=append --output="$work/$name.out" "$@" \
         "$work/$name.sbatch")
 }
@@ -164,6 +165,7 @@ generated_again()
                      - (select count(*) from samples) from attempts a"
 }
 
+told_s=0
 # as_undisturbed WHAT_WAS_DONE [DATABASE [CONFIG]]: the end of a story. Every sample is there with
 # the hash of the undisturbed run, and at most those in flight were generated twice. Prints a row of
 # the record (record.sh).
@@ -182,5 +184,6 @@ as_undisturbed()
     codes=$(sql "$database" "select group_concat(ifnull(exit_code, 'cut off'), ', ')
                              from (select exit_code from runs order by run_id)")
     echo "| $(basename "$0" .sh | tr _ ' ') | $1 | $codes | $(count_samples "$database")" \
-        "| $again | $same | $SECONDS |" | tee -a "${LAB_RECORD:-/dev/null}"
+        "| $again | $same | $((SECONDS - told_s)) |" | tee -a "${LAB_RECORD:-/dev/null}"
+    told_s=$SECONDS
 }

@@ -12,7 +12,7 @@ if [ $# = 0 ]; then
     set -- tests/slurm/stories/*.sh
 fi
 if ! why=$(tests/slurm/lab.sh --check 2>&1); then
-    echo "skipped tests/slurm: $why"
+    echo "skipped tests/slurm: ${why#lab.sh: }"
     echo "0 passed, 0 failed, $# skipped"
     exit
 fi

@@ -6,7 +6,7 @@
 submit preempted --exclusive
 mid_run 64
 preempted=$job
-job=$(sbatch --parsable -p hi -N4 --exclusive --output="$work/urgent.out" --wrap "sleep 1")
+job=$(sbatch --parsable -p urgent -N4 --exclusive --output="$work/urgent.out" --wrap "sleep 1")
 job_ends "the urgent job runs at once" COMPLETED
 job=$preempted
 is_queued_again
