@@ -480,7 +480,7 @@ char *path_dirname(const char *path)
 
 char *library_find(const char *name)
 {
-    static const char *const folders[] = {".", "../lib/quire"};
+    static const char *const folders[] = {"", "/../lib/quire"};
     char executable[4096];
     ssize_t n = readlink("/proc/self/exe", executable, sizeof(executable) - 1);
     if (n < 0)
@@ -488,7 +488,7 @@ char *library_find(const char *name)
     executable[n] = '\0';
     char *dir = path_dirname(executable), *found = NULL;
     for (size_t i = 0; i < ARRAY_LEN(folders) && !found; i++) {
-        char *path = xasprintf("%s/%s/%s", dir, folders[i], name);
+        char *path = xasprintf("%s%s/%s", dir, folders[i], name);
         if (file_exists(path))
             found = path;
         else

@@ -14,11 +14,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LIBRARY_NAME "quire_mpi.so"
-#define TURN_NS      1000000
-#define IDLE_S       0.1  /* between calls of on_idle                            */
-#define LIFE_S       1.0  /* between signs of life                               */
-#define CLOSE_S      20.0 /* for the other ranks to close as well              */
+#define TURN_NS 1000000
+#define IDLE_S  0.1  /* between calls of on_idle                            */
+#define LIFE_S  1.0  /* between signs of life                               */
+#define CLOSE_S 20.0 /* for the other ranks to close as well              */
 
 /* The kind, the level, and the reason as text. */
 #define LIFE_MAX_BYTES 32
@@ -279,10 +278,11 @@ static int find_launch(void)
 
 static const struct cluster_transport *load_transport(void)
 {
-    char *path = library_find(LIBRARY_NAME);
+    char *path = library_find(CLUSTER_LIBRARY);
     if (!path) {
         err_set(ERR_RESOURCE,
-                "started as several tasks, but this build has no MPI (" LIBRARY_NAME "): install "
+                "started as several tasks, but this build has no MPI (" CLUSTER_LIBRARY
+                "): install "
                 "OpenMPI's headers (libopenmpi-dev, openmpi-devel) and run make again, or start "
                 "one task");
         return NULL;

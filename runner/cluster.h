@@ -16,6 +16,7 @@
 #include "engine/util.h"
 
 #define CLUSTER_SILENCE_SECONDS 15.0
+#define CLUSTER_LIBRARY         "quire_mpi.so"
 
 struct cluster;
 

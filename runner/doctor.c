@@ -1,5 +1,6 @@
 /* doctor.c - the `doctor` command: what this machine and this build can do. */
 #include "runner/cli.h"
+#include "runner/cluster.h"
 #include "runner/commands.h"
 #include "runner/decision.h"
 #include "runner/host.h"
@@ -73,6 +74,19 @@ static int print_devices(void)
     return 0;
 }
 
+static void print_mpi(void)
+{
+    char *path = library_find(CLUSTER_LIBRARY);
+    if (path)
+        printf("\nMPI\n  %s: `srun --mpi=pmix quire run` and `mpirun quire run` start several "
+               "ranks\n",
+               path);
+    else
+        printf("\nMPI\n  not in this build (" CLUSTER_LIBRARY "): a run is one process; with "
+               "OpenMPI's mpicc, run make again\n");
+    free(path);
+}
+
 static void print_environment(void)
 {
     printf("\nenvironment variables\n");
@@ -88,8 +102,9 @@ int command_doctor(int argc, char **argv)
     const struct cli_command command = {
         .name = "doctor",
         .arguments = "",
-        .doc = "Shows the build, the devices with the attention kernels they can run, and the\n"
-               "environment variables that quire reads.",
+        .doc =
+            "Shows the build, the devices with the attention kernels they can run, whether there\n"
+            "is MPI, and the environment variables that quire reads.",
     };
     enum cli_result parsed = cli_parse(&command, argc, argv, NULL);
     if (parsed != CLI_OK)
@@ -97,6 +112,7 @@ int command_doctor(int argc, char **argv)
     print_build();
     if (print_devices() != 0)
         return (int)err_get_kind();
+    print_mpi();
     print_environment();
     return 0;
 }

@@ -318,11 +318,15 @@ int command_run(int argc, char **argv)
         .name = "run",
         .arguments = "CONFIG",
         .n_arguments = 1,
-        .doc = "Runs every task of an experiment and writes samples and throughput to SQLite.\n"
-               "Samples that are in the database already are not generated again, so the same\n"
-               "command resumes after a crash, a signal or a time limit.\n\n"
-               "exit codes: 0 all done, 1 some samples or tasks failed, 2 usage or config,\n"
-               "65 damaged data, 69 resources missing, 75 stopped by a signal (run again).",
+        .doc =
+            "Runs every task of an experiment and writes samples and throughput to SQLite.\n"
+            "Samples that are in the database already are not generated again, so the same\n"
+            "command resumes after a crash, a signal or a time limit. Started by srun or mpirun\n"
+            "as several tasks, each is a rank with an engine of its own; an index of a job array\n"
+            "is a worker with a share of the samples.\n\n"
+            "exit codes: 0 all done, 1 some samples or tasks failed, 2 usage or config,\n"
+            "65 damaged data, 69 resources missing, 75 stopped early by a signal or the job's\n"
+            "time limit (run again).",
         .option = options,
         .n_options = ARRAY_LEN(options),
     };

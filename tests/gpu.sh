@@ -6,7 +6,8 @@
 #
 # Parts: tests (models and engines on the GPU against Transformers' results), hashes (equal tokens
 # under many settings), fallback (no GPU visible), sanitize (compute-sanitizer on our kernels),
-# workloads (M and N end to end), benches (operations, attention, quire bench). The last line is "N passed, N failed, N skipped".
+# workloads (M and N end to end), ranks (two GPUs), benches (operations, attention, quire bench).
+# The last line is "N passed, N failed, N skipped".
 # Environment of prepare: CUDA_ARCHS (90a). Of the run: OUT, a folder for logs and databases.
 set -u
 cd "$(dirname "$0")" || exit 2
@@ -26,6 +27,7 @@ prepare()
     rm -rf $to
     mkdir -p $to/lib $to/tests $to/data/models $to/tests/golden
     cp build/quire build/quire_cuda.so $to/
+    [ -f build/quire_mpi.so ] && cp build/quire_mpi.so $to/
     for program in test_engine test_swap test_forward; do
         cp build/tests/$program $to/
     done
@@ -86,7 +88,12 @@ hash_run()
     shift
     ./quire run hash_matrix.yaml --results "$OUT/hash-$name.db" "$@" >"$OUT/hash-$name.log" 2>&1 ||
         { tail -n 3 "$OUT/hash-$name.log"; return 1; }
-    ./quire results "$OUT/hash-$name.db" --format csv --sql "select sampling_temperature,
+    hash_of "$OUT/hash-$name.db"
+}
+
+hash_of()
+{
+    ./quire results "$1" --format csv --sql "select sampling_temperature,
         prompt_index, output_sha256 from samples join tasks using (task_id) order by 1, 2" |
         sha256sum | cut -c1-16
 }
@@ -209,6 +216,35 @@ part_workloads()
     done
 }
 
+# Two ranks on two GPUs: the tokens of one, and how much faster.
+part_ranks()
+{
+    local expected hash n
+    if [ "$(nvidia-smi -L | wc -l)" -lt 2 ] || ! command -v mpirun >/dev/null; then
+        echo "skipped ranks: two GPUs and mpirun are needed"
+        skipped=$((skipped + 1))
+        return
+    fi
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    expected=$(hash_run one-rank)
+    mpirun -np 2 --bind-to none ./quire run hash_matrix.yaml --results "$OUT/ranks.db" \
+        >"$OUT/ranks.log" 2>&1
+    check "two ranks" $?
+    hash=$(hash_of "$OUT/ranks.db")
+    [ "$hash" = "$expected" ]
+    check "two ranks have the tokens of one ($hash, $expected)" $?
+    for n in 1 2 1 2; do
+        rm -f "$OUT/ranks_n.db"
+        mpirun -np $n --bind-to none ./quire run configs/workload_n.yaml --results "$OUT/ranks_n.db" \
+            >"$OUT/ranks_n.log" 2>&1
+        check "workload n, $n ranks" $?
+        ./quire results "$OUT/ranks_n.db" --format md --sql "select rank, host, device, n_done,
+            round(busy_s, 2) as busy_s, round(wall_s, 2) as wall_s, round(busy_s / wall_s, 3) as busy,
+            sent_bytes, received_bytes, (select round(output_tps) from throughput) as output_tps
+            from workers order by rank"
+    done
+}
+
 part_benches()
 {
     local program name args peer=./torch_attention.py
@@ -238,7 +274,7 @@ main()
     export OUT
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     local part
-    [ $# -gt 0 ] || set -- tests hashes fallback sanitize workloads benches
+    [ $# -gt 0 ] || set -- tests hashes fallback sanitize workloads ranks benches
     for part in "$@"; do
         local began=$SECONDS
         "part_$part"
