@@ -104,8 +104,9 @@ make_files()
     mount --bind $SLURM_LAB/hosts /etc/hosts
 }
 
-# With Slurm's usual exchange between nodes some per cent of the launches end in a crash in MPI_Init:
-# a message arrives before Open MPI listens for it. `tree` had none in 750.
+# With most of Slurm's ways to synchronise nodes some launches end in a crash in MPI_Init: a message
+# arrives before Open MPI listens for it. Of launches of 16 ranks on two processors, `tree` lost 12 of
+# 50, `ring` none of 175.
 make_configuration()
 {
     sed -e "s|@LAB@|$SLURM_LAB|g; s|@NET@|$NET|g; s|@N@|$N_NODES|g; s|@CPUS@|$NODE_CPUS|g" \
@@ -114,7 +115,7 @@ make_configuration()
     for ((i = 1; i <= N_NODES; i++)); do
         echo "NodeName=n$i NodeAddr=$NET.$i" >>$SLURM_CONF
     done
-    echo "PMIxCollFence=tree" >$SLURM_LAB/mpi.conf
+    echo "PMIxCollFence=ring" >$SLURM_LAB/mpi.conf
     printf '%s\n' "AutoDetect=off" \
         "NodeName=n[1-$N_NODES] Name=gpu Type=fake File=$SLURM_LAB/dev/gpu[0-$((NODE_GPUS - 1))]" \
         >$SLURM_LAB/gres.conf

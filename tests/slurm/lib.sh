@@ -19,10 +19,10 @@ readonly N_SAMPLES=432 RANKS=4 MAX_SEQS=4
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1
 
 # What the cluster said is kept where a story fails.
+kept=$(realpath "${BUILD:-build}")/log/$(basename "$0" .sh).lab
 finish_story()
 {
-    local status=$? kept
-    kept=${BUILD:-build}/log/$(basename "$0" .sh).lab
+    local status=$?
     rm -rf "$kept"
     if [ "$failures" -gt 0 ] || [ "$status" -ne 0 ]; then
         mkdir -p "$kept"
@@ -113,7 +113,7 @@ job_ends()
     if is_in_state "$job" "$2"; then
         ok "$1"
     else
-        cat "$work"/*.out >"$out"
+        cat "$(scontrol show job -o "$job" | sed -E 's/.* StdOut=([^ ]+).*/\1/')" >"$out"
         echo "job $job is $(state "$job"), expected $2" >>"$out"
         fail "$1" "$out"
     fi

@@ -14,7 +14,7 @@ for script in "$scripts"/*.sbatch; do
     db=$work/$name.db
     exits "$name is submitted" 0 env QUIRE_RESULTS="$db" sbatch --parsable "$script" "$config"
     job=$(cat "$out")
-    check "$name ends well" wait_for 120 is_in_state "$job" COMPLETED
+    job_ends "$name ends well" COMPLETED
     if [ ! -e "$db" ]; then
         exits "$name: its shards are merged" 0 "$quire" merge "$db"
     fi
