@@ -2,6 +2,7 @@
 #include "runner/desk.h"
 #include "runner/stop.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -224,6 +225,53 @@ static void ranks_together_take_each_sample_once(void **state)
     /* Each sample is counted in one attempt, and no attempt is left open. */
     assert_query("select sum(n_samples) from attempts where state = 'done'", "252");
     assert_query("select count(*) from attempts where state <> 'done'", "0");
+}
+
+/* A rank in a thread, as rank 0's worker and the thread of the cluster are. */
+struct rank_thread {
+    pthread_t thread;
+    int rank;
+};
+
+static void *play_rank(void *user)
+{
+    const struct rank_thread *t = user;
+    unsigned seed = (unsigned)t->rank;
+    int group = -1;
+    for (;;) {
+        struct order order = take(t->rank, group, 1 + rand_r(&seed) % 9);
+        desk_pulse(desk, t->rank, &(struct pulse){.busy_s = 1});
+        desk_tick(desk);
+        if (order.kind == ORDER_END)
+            break;
+        if (order.kind == ORDER_WAIT)
+            continue;
+        if (order.group != group)
+            begin(t->rank, order.group);
+        group = order.group;
+        put_order(t->rank, &order, NULL);
+    }
+    desk_leave(desk, t->rank);
+    return NULL;
+}
+
+static void ranks_may_come_at_the_same_time(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS "sampling: {n: 5, temperature: 1}\n"
+                            "grid: {engine.max_num_seqs: [4, 8, 16]}\n");
+    open_desk_of(MAX_RANKS, false);
+    struct rank_thread ranks[MAX_RANKS];
+    for (int r = 0; r < MAX_RANKS; r++) {
+        ranks[r].rank = r;
+        assert_int_equal(pthread_create(&ranks[r].thread, NULL, play_rank, &ranks[r]), 0);
+    }
+    for (int r = 0; r < MAX_RANKS; r++)
+        pthread_join(ranks[r].thread, NULL);
+    assert_true(desk_all_left(desk));
+    assert_true(desk_finish(desk).finished);
+    assert_query("select count(*) from samples", "105");
+    assert_query("select sum(n_samples) from attempts", "105");
 }
 
 static void a_rank_holds_at_most_its_share(void **state)
@@ -475,6 +523,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(ranks_together_take_each_sample_once, teardown),
+        cmocka_unit_test_teardown(ranks_may_come_at_the_same_time, teardown),
         cmocka_unit_test_teardown(a_rank_holds_at_most_its_share, teardown),
         cmocka_unit_test_teardown(a_rank_alone_takes_all_that_it_has_room_for, teardown),
         cmocka_unit_test_teardown(long_samples_are_handed_out_first, teardown),
