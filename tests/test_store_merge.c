@@ -192,7 +192,7 @@ static void an_old_file_gets_what_is_new_and_keeps_its_rows(void **state)
     char *path = make_old_file("old.db");
     bool done[2] = {false};
     struct store *s = open_to_write(path);
-    assert_rows(s, "PRAGMA user_version", "2\n");
+    assert_rows(s, "PRAGMA user_version", "3\n");
     assert_rows(s, "PRAGMA foreign_key_check", "");
     assert_rows(s, "SELECT run_key, slurm_array_job_id FROM runs ORDER BY run_id",
                 "old-2026-11-21T11:24:18.484Z-node1-17-1|NULL\n"

@@ -97,3 +97,18 @@ variant "int8: 32 sequences at a time" model.quantization=int8 engine.max_num_se
 variant "int8: chunks of 64 tokens" model.quantization=int8 engine.max_num_batched_tokens=64
 variant "int8: standard engine" model.quantization=int8 USE_FAST_ENGINE=0
 variant "int8: two threads" model.quantization=int8 engine.num_threads=2
+
+# Every instruction set of this processor has tokens of its own, of which the same holds.
+isas=$(QUIRE_CPU_ISA=none "$quire" doctor 2>&1 | sed -n 's/.*valid on this machine: //p' | tr -d ',')
+equal "the instruction sets are listed" "${isas%% *}" plain
+for isa in $isas; do
+    for quantization in none int8; do
+        name="$isa, $quantization"
+        set -- "QUIRE_CPU_ISA=$isa" "model.quantization=$quantization"
+        expected=""
+        variant "$name: 8 sequences at a time" "$@"
+        variant "$name: one sequence at a time" "$@" engine.max_num_seqs=1
+        variant "$name: 32 sequences, chunks of 64 tokens, two threads" "$@" \
+            engine.max_num_seqs=32 engine.max_num_batched_tokens=64 engine.num_threads=2
+    done
+done
