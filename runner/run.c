@@ -29,6 +29,7 @@ struct run {
     struct decision_policy policy;
     struct cluster *cluster; /* NULL: alone */
     double began_s;          /* time_monotonic_s() */
+    struct trace *trace;     /* NULL: none */
 
     /* Of rank 0. */
     char *path; /* of the database that is written: the config's, or a worker's shard of it */
@@ -171,6 +172,7 @@ static int open_desk(struct run *r)
                                                       .run_id = r->run_id,
                                                       .n_ranks = cluster_get_place(r->cluster).size,
                                                       .strict = r->policy.strict,
+                                                      .trace = r->trace,
                                                       .began_s = r->began_s});
 }
 
@@ -251,6 +253,7 @@ static int run_rank_0(struct run *r)
                                             .link = link,
                                             .cluster = r->cluster,
                                             .desk = r->cluster ? NULL : r->desk,
+                                            .trace = r->trace,
                                             .began_s = r->began_s});
         link_leave(link);
         link_close(link);
@@ -278,6 +281,7 @@ static int run_other_rank(struct run *r)
                                         .policy = r->policy,
                                         .link = link,
                                         .cluster = r->cluster,
+                                        .trace = r->trace,
                                         .began_s = r->began_s});
     int code = link_leave(link);
     link_close(link);
@@ -285,6 +289,18 @@ static int run_other_rank(struct run *r)
 }
 
 /* ---- the command ---- */
+
+/* Begins the trace of this rank. */
+static int open_trace(struct run *r, const char *path)
+{
+    int rank = cluster_rank_of_environment();
+    char *title = xasprintf("quire run %s, rank %d", r->config->experiment, rank);
+    int rc = trace_open(&r->trace, path, rank, title);
+    free(title);
+    if (rc != 0 && rank > 0) /* rank 0 need not have the same file system */
+        log_warning("rank %d: %s", rank, err_get());
+    return rc;
+}
 
 static int run_experiment(struct run *r)
 {
@@ -307,12 +323,13 @@ static int run_experiment(struct run *r)
 int command_run(int argc, char **argv)
 {
     struct cli_list sets = {0};
-    const char *results = NULL, *config_path;
+    const char *results = NULL, *trace = NULL, *config_path;
     bool strict = false;
     const struct cli_option options[] = {
         {"set", "KEY=VALUE", "override a key of the config; may be repeated", CLI_LIST, &sets},
         {"results", "FILE", "database to write (default: the config's)", CLI_TEXT, &results},
         {"strict", NULL, "refuse to run on less than what was asked for", CLI_FLAG, &strict},
+        {"trace", "FILE", "write a timeline of all steps (README: traces)", CLI_TEXT, &trace},
     };
     const struct cli_command command = {
         .name = "run",
@@ -342,7 +359,10 @@ int command_run(int argc, char **argv)
     if (parsed == CLI_OK && config_load(&r.config, config_path, sets.text, sets.n) == 0) {
         r.policy =
             (struct decision_policy){strict, r.config->allow_cpu, r.config->allow_standard_engine};
-        code = run_experiment(&r);
+        if (!trace || open_trace(&r, trace) == 0)
+            code = run_experiment(&r);
+        trace_log_end(r.trace);
+        trace_close(r.trace);
         config_close(r.config);
     }
     if (cluster_rank_of_environment() > 0)
