@@ -1,7 +1,7 @@
 /* trace.c - see trace.h.
  *
  * Events become text at once, in a buffer that is written when it is full or a second old. A step
- * makes some ten of them, each in less than a microsecond.
+ * makes some ten of them, each in a fraction of a microsecond.
  */
 #include "engine/trace.h"
 
@@ -52,42 +52,66 @@ static void flush(struct trace *t, double now_s)
 
 /* ---- text ---- */
 
-static void put(struct trace *t, const char *format, ...) PRINTF_LIKE(2, 3);
-static void put(struct trace *t, const char *format, ...)
+static void put(struct trace *t, const char *text)
 {
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(t->buffer + t->n, BUFFER_BYTES - t->n, format, args);
-    va_end(args);
-    assert(n >= 0 && (size_t)n < BUFFER_BYTES - t->n);
-    t->n += (size_t)n;
+    size_t n = strlen(text);
+    assert(n <= BUFFER_BYTES - t->n);
+    memcpy(t->buffer + t->n, text, n);
+    t->n += n;
+}
+
+/* At least min_digits digits. By hand, because a step has some fifty numbers: with printf its events
+ * took 10.6 us, and so 3.1 us. */
+static void put_int(struct trace *t, int64_t value, int min_digits)
+{
+    char text[24];
+    size_t at = sizeof(text);
+    uint64_t left = value < 0 ? -(uint64_t)value : (uint64_t)value;
+    text[--at] = '\0';
+    for (int i = 0; left > 0 || i < min_digits; i++) {
+        text[--at] = (char)('0' + left % 10);
+        left /= 10;
+    }
+    if (value < 0)
+        text[--at] = '-';
+    put(t, text + at);
 }
 
 /* In quotes; of a long text the beginning, never a part of a character. */
 static void put_text(struct trace *t, const char *text)
 {
-    size_t n = strnlen(text, TRACE_MAX_NAME);
-    n = utf8_complete_prefix(text, n);
-    t->buffer[t->n++] = '"';
+    static const char hex[] = "0123456789abcdef";
+    size_t n = utf8_complete_prefix(text, strnlen(text, TRACE_MAX_NAME));
+    char *out = t->buffer + t->n;
+    assert(6 * n + 2 <= BUFFER_BYTES - t->n);
+    *out++ = '"';
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\' || c < 0x20)
-            put(t, "\\u%04x", c);
-        else
-            t->buffer[t->n++] = (char)c;
+        if (c == '"' || c == '\\' || c < 0x20) {
+            memcpy(out, "\\u00", 4);
+            out[4] = hex[c >> 4];
+            out[5] = hex[c & 15];
+            out += 6;
+        } else {
+            *out++ = (char)c;
+        }
     }
-    t->buffer[t->n++] = '"';
+    *out++ = '"';
+    t->n = (size_t)(out - t->buffer);
 }
 
-static long long ns_of(const struct trace *t, double at_s)
+static int64_t ns_of(const struct trace *t, double at_s)
 {
-    return MAX((long long)((at_s - t->opened_s) * 1e9 + 0.5), 0);
+    return MAX((int64_t)((at_s - t->opened_s) * 1e9 + 0.5), 0);
 }
 
-/* Microseconds with three decimals; integers print three times as fast as doubles. */
-static void put_ns(struct trace *t, const char *name, long long ns)
+/* `key` is what stands before the number: microseconds, with three decimals. */
+static void put_ns(struct trace *t, const char *key, int64_t ns)
 {
-    put(t, ",\"%s\":%lld.%03lld", name, ns / 1000, ns % 1000);
+    put(t, key);
+    put_int(t, ns / 1000, 1);
+    put(t, ".");
+    put_int(t, ns % 1000, 3);
 }
 
 static void put_args(struct trace *t, const struct trace_arg *arg, int n_args)
@@ -98,13 +122,14 @@ static void put_args(struct trace *t, const struct trace_arg *arg, int n_args)
         if (i > 0)
             put(t, ",");
         put_text(t, arg[i].name);
-        put(t, ":%lld", (long long)arg[i].value);
+        put(t, ":");
+        put_int(t, arg[i].value, 1);
     }
     put(t, "}");
 }
 
 /* Takes the lock and begins an event; false: it would not get into the file. */
-static bool begin_event(struct trace *t, const char *name, char phase, int track)
+static bool begin_event(struct trace *t, const char *name, const char *phase, int track)
 {
     pthread_mutex_lock(&t->lock);
     if (BUFFER_BYTES - t->n < MAX_EVENT_BYTES)
@@ -116,7 +141,12 @@ static bool begin_event(struct trace *t, const char *name, char phase, int track
     put(t, t->any ? ",\n{\"name\":" : "[\n{\"name\":");
     t->any = true;
     put_text(t, name);
-    put(t, ",\"ph\":\"%c\",\"pid\":%d,\"tid\":%d", phase, t->pid, track + 1);
+    put(t, ",\"ph\":\"");
+    put(t, phase);
+    put(t, "\",\"pid\":");
+    put_int(t, t->pid, 1);
+    put(t, ",\"tid\":");
+    put_int(t, track + 1, 1);
     return true;
 }
 
@@ -130,7 +160,7 @@ static void end_event(struct trace *t, double now_s)
 
 static void put_name(struct trace *t, const char *of, int track, const char *name)
 {
-    if (!begin_event(t, of, 'M', track))
+    if (!begin_event(t, of, "M", track))
         return;
     put(t, ",\"args\":{\"name\":");
     put_text(t, name);
@@ -211,12 +241,13 @@ void trace_end(struct trace *t, enum trace_track track, const char *name, double
 void trace_span(struct trace *t, enum trace_track track, const char *name, double began_s,
                 double ended_s, const struct trace_arg *arg, int n_args)
 {
-    if (!t || !begin_event(t, name, 'X', (int)track))
+    assert(began_s <= ended_s);
+    if (!t || !begin_event(t, name, "X", (int)track))
         return;
     /* Both ends are rounded alike, or a span could end after the one that it lies in. */
-    long long began = ns_of(t, began_s);
-    put_ns(t, "ts", began);
-    put_ns(t, "dur", ns_of(t, ended_s) - began);
+    int64_t began = ns_of(t, began_s);
+    put_ns(t, ",\"ts\":", began);
+    put_ns(t, ",\"dur\":", ns_of(t, ended_s) - began);
     if (n_args > 0)
         put_args(t, arg, n_args);
     end_event(t, ended_s);
@@ -225,9 +256,9 @@ void trace_span(struct trace *t, enum trace_track track, const char *name, doubl
 void trace_count(struct trace *t, const char *name, double at_s, const struct trace_arg *arg,
                  int n_args)
 {
-    if (!t || !begin_event(t, name, 'C', -1))
+    if (!t || !begin_event(t, name, "C", -1))
         return;
-    put_ns(t, "ts", ns_of(t, at_s));
+    put_ns(t, ",\"ts\":", ns_of(t, at_s));
     put_args(t, arg, n_args);
     end_event(t, at_s);
 }

@@ -43,7 +43,7 @@ const char *trace_get_path(const struct trace *t);
 double trace_now(const struct trace *t);
 /* A span until now. */
 void trace_end(struct trace *t, enum trace_track track, const char *name, double began_s);
-/* Times are time_monotonic_s()'s. arg: [n_args], at most TRACE_MAX_ARGS */
+/* Times are time_monotonic_s()'s, began_s <= ended_s. arg: [n_args], at most TRACE_MAX_ARGS */
 void trace_span(struct trace *t, enum trace_track track, const char *name, double began_s,
                 double ended_s, const struct trace_arg *arg, int n_args);
 /* Counters of this name have these values from at_s on. */

@@ -39,6 +39,15 @@ struct run {
     int64_t experiment_id, run_id;
 };
 
+/* Every rank's first part: models and prompts. */
+static int make_work(struct run *r)
+{
+    double began_s = trace_now(r->trace);
+    int rc = work_list_make(&r->work, r->config, &r->policy);
+    trace_end(r->trace, TRACE_HOST, "make work list", began_s);
+    return rc;
+}
+
 /* ---- records ---- */
 
 static int put_experiment(struct run *r)
@@ -160,10 +169,12 @@ static void log_start(const struct run *r, const struct job_array *array)
 static int open_desk(struct run *r)
 {
     struct job_array array = {.count = 1};
+    double began_s = trace_now(r->trace);
     job_find_array(&array);
     if (open_store(r, &array) != 0 || begin_run(r) != 0 ||
         work_list_record(&r->work, r->store, r->experiment_id) != 0 || find_done(r) != 0)
         return -1;
+    trace_end(r->trace, TRACE_STORE, "open database", began_s);
     work_list_take_share(&r->work, array.index, array.count);
     log_start(r, &array);
     return desk_open(&r->desk, &(struct desk_options){.config = r->config,
@@ -240,7 +251,7 @@ static void wait_for_ranks(struct run *r)
 static int run_rank_0(struct run *r)
 {
     stop_set_job_end(job_end_time());
-    if (work_list_make(&r->work, r->config, &r->policy) == 0 && open_desk(r) == 0) {
+    if (make_work(r) == 0 && open_desk(r) == 0) {
         r->server = (struct link_server){.cluster = r->cluster, .desk = r->desk};
         if (r->cluster)
             cluster_listen(r->cluster, &(struct cluster_events){.user = &r->server,
@@ -274,7 +285,7 @@ static int run_other_rank(struct run *r)
     log_set_prefix(prefix);
     if (log_get_level() == LOG_INFO)
         log_set_level("warning");
-    if (work_list_make(&r->work, r->config, &r->policy) != 0)
+    if (make_work(r) != 0)
         log_warning("cannot read the experiment: %s", err_get());
     struct link *link = link_open(r->cluster, NULL);
     worker_run(&(struct worker_options){.work = &r->work,
