@@ -60,8 +60,8 @@ static void put(struct trace *t, const char *text)
     t->n += n;
 }
 
-/* At least min_digits digits. By hand, because a step has some fifty numbers: with printf its events
- * took 10.6 us, and so 3.1 us. */
+/* At least min_digits digits. By hand, because a step has some fifty numbers: with printf its
+ * events took 10.6 us, and so 3.1 us. */
 static void put_int(struct trace *t, int64_t value, int min_digits)
 {
     char text[24];

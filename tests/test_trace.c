@@ -65,8 +65,7 @@ static void names_arrive_whatever_is_in_them(void **state)
 {
     (void)state;
     static const char *const names[] = {"", "a", "\"quoted\" \\ back", "line\nand\ttab\x01",
-                                        "K\xC3\xBC"
-                                        "che"};
+                                        "M\xC3\xBCgge"};
     char *path = test_path("names.json");
     double now_s = time_monotonic_s();
     struct trace *t = open_trace(path);

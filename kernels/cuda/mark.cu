@@ -2,9 +2,9 @@
  *
  * CUDA tells the time between two events as a float of milliseconds, which is exact to a nanosecond
  * for some 16 ms only, so a mark is timed from the one that was read before it. The first one is
- * timed by the host, while the stream waits. What the two clocks differ by (some 10 us a second at
- * worst) adds up; but the GPU passes a mark after the host has enqueued it and before the host sees
- * that it did, and a time that lies outside of that is moved there.
+ * timed by the host, while the stream waits. The clocks of host and GPU drift apart; but the GPU
+ * passes a mark after the host has enqueued it and before the host sees that it did, and a time
+ * that lies outside of that is moved there.
  */
 #include "kernels/cuda/cuda.cuh"
 
