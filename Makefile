@@ -147,7 +147,7 @@ install: all ## install below DESTDIR/PREFIX (default /usr/local)
 	    install -D -m 755 $(BUILD)/quire_mpi.so $(DESTDIR)$(PREFIX)/lib/quire/quire_mpi.so; \
 	fi
 	install -d $(DESTDIR)$(PREFIX)/include/quire/engine $(DESTDIR)$(PREFIX)/include/quire/kernels
-	install -m 644 $(addprefix engine/,engine.h chat.h tokenizer.h util.h) \
+	install -m 644 $(addprefix engine/,engine.h chat.h tokenizer.h trace.h util.h) \
 	    $(DESTDIR)$(PREFIX)/include/quire/engine
 	install -m 644 kernels/backend.h $(DESTDIR)$(PREFIX)/include/quire/kernels
 	install -d $(DESTDIR)$(PREFIX)/share/quire

@@ -26,11 +26,14 @@
 #include "engine/recording.h"
 #include "engine/scheduler.h"
 #include "engine/step_batch.h"
+#include "engine/step_trace.h"
 
 /* A step between launch and collect. Its number in the ring is its slot of the device's fetches. */
 struct flight {
     struct step_rows rows;
     bool prefills;
+    long step; /* counted from 1 */
+    struct traced_step traced;
 };
 
 struct engine {
@@ -47,6 +50,7 @@ struct engine {
     int *sampled;               /* device: [max_num_seqs] by lane            */
     int *sampled_host;          /* [max_num_seqs]                            */
     struct engine_stats stats;  /* of the stepping thread                   */
+    struct step_trace trace;
     double seqs_sum, waste_sum; /* over steps, for the means in stats      */
     atomic_flag stepping;
 
@@ -162,6 +166,7 @@ int engine_open(struct engine **out, struct model *model, const struct engine_op
     recording_init(&e->recording, model->device,
                    MIN(e->layout.options.max_num_seqs, e->layout.options.max_num_batched_tokens),
                    !options->enforce_eager);
+    step_trace_init(&e->trace, options->trace, model->device, e->scheduler, e->cache);
     e->published.kv_blocks = e->layout.plan.n_blocks;
     e->published.kv_host_blocks = e->layout.plan.n_host_blocks;
     log_opened(e, options->max_num_seqs);
@@ -389,13 +394,19 @@ static void launch(struct engine *e, const struct schedule *step)
     int slot = e->next_flight;
     struct flight *f = &e->flight[slot];
     note_scheduled(e, step);
+    f->step = e->stats.n_steps;
+    step_trace_part(&e->trace, "schedule", f->step);
     kv_memory_copy(&e->kv, step);
     int size = step->n_prefill_tokens == 0 ? recording_size(&e->recording, step->n_seqs) : 0;
     step_batch_fill(&e->batch, step, &f->rows, e->layout.options.block_size, size);
-    if (size)
-        recording_run(&e->recording, size, enqueue, e);
+    bool recorded = size > 0 && recording_make(&e->recording, size, enqueue, e);
+    step_trace_part(&e->trace, "prepare", f->step);
+    step_trace_launch(&e->trace, &f->traced, f->step, step);
+    if (recorded)
+        recording_run(&e->recording, size);
     else
         enqueue(e);
+    step_trace_launched(&e->trace, &f->traced);
     device->ops->fetch_begin(device, slot, e->sampled, sampled_bytes(e));
     scheduler_advance(e->scheduler, step);
     for (int i = 0; i < f->rows.n; i++)
@@ -404,6 +415,7 @@ static void launch(struct engine *e, const struct schedule *step)
     e->waste_sum += scheduler_kv_waste(e->scheduler);
     e->next_flight = 1 - slot;
     e->n_flights++;
+    step_trace_part(&e->trace, "launch", f->step);
 }
 
 /* Fetches the tokens of the oldest step in flight. */
@@ -413,6 +425,8 @@ static struct flight *collect(struct engine *e)
     int slot = e->n_flights == 2 ? e->next_flight : 1 - e->next_flight;
     struct flight *f = &e->flight[slot];
     device->ops->fetch_end(device, slot, e->sampled_host, sampled_bytes(e));
+    step_trace_part(&e->trace, "wait", f->step);
+    step_trace_collect(&e->trace, &f->traced, f->rows.n);
     double now_s = time_monotonic_s();
     for (int i = 0; i < f->rows.n; i++) {
         struct seq *seq = f->rows.seq[i];
@@ -441,6 +455,7 @@ static void finish_step(struct engine *e, struct flight *f)
     }
     publish(e);
     pthread_mutex_unlock(&e->lock);
+    step_trace_part(&e->trace, "commit", f->step);
     for (int i = 0; i < rows.n; i++) {
         struct seq *seq = rows.seq[i];
         if (seq && seq->request.on_token)
@@ -448,6 +463,7 @@ static void finish_step(struct engine *e, struct flight *f)
         if (seq && seq->state == SEQ_FINISHED)
             report((struct job *)seq);
     }
+    step_trace_part(&e->trace, "callbacks", f->step);
 }
 
 static bool compute_step(struct engine *e)
@@ -482,7 +498,9 @@ int engine_step(struct engine *e)
         cancelled = job->next;
         report(job);
     }
+    step_trace_call(&e->trace);
     worked |= compute_step(e);
+    step_trace_return(&e->trace);
     atomic_flag_clear(&e->stepping);
     return worked;
 }

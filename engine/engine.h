@@ -18,6 +18,7 @@
 
 #include "engine/chat.h"
 #include "engine/tokenizer.h"
+#include "engine/trace.h"
 #include "engine/util.h"
 #include "kernels/backend.h"
 
@@ -104,6 +105,7 @@ struct engine_options {
     const char *kv_dtype;       /* "auto" or NULL (the model's), "bfloat16", "float16", "float32" */
     size_t swap_bytes;          /* host memory for the KV of preempted sequences; 0: none, they are
                                    recomputed; fast engine only                                */
+    struct trace *trace;        /* of the steps; NULL: none. Must outlive the engine           */
 };
 
 /* Memory of an engine, planned before anything is taken. */

@@ -45,22 +45,24 @@ int recording_size(const struct recording *r, int n_seqs)
     return MIN(size, r->max_seqs);
 }
 
-void recording_run(struct recording *r, int size, void (*enqueue)(void *user), void *user)
+bool recording_make(struct recording *r, int size, void (*enqueue)(void *user), void *user)
 {
     const struct backend *ops = r->device->ops;
     struct graph **graph = &r->graph[size_index(size)];
-    if (!*graph) {
-        bool records = ops->graph_begin(r->device);
-        enqueue(user);
-        if (!records)
-            return;
-        *graph = ops->graph_end(r->device);
-    }
-    if (!*graph) {
-        log_warning("decode steps are not recorded: %s", err_get());
-        recording_free(r);
-        enqueue(user);
-        return;
-    }
-    ops->graph_run(r->device, *graph);
+    if (*graph)
+        return true;
+    if (!ops->graph_begin(r->device))
+        return false;
+    enqueue(user);
+    *graph = ops->graph_end(r->device);
+    if (*graph)
+        return true;
+    log_warning("decode steps are not recorded: %s", err_get());
+    recording_free(r);
+    return false;
+}
+
+void recording_run(const struct recording *r, int size)
+{
+    r->device->ops->graph_run(r->device, r->graph[size_index(size)]);
 }

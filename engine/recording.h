@@ -23,9 +23,11 @@ void recording_free(struct recording *r); /* accepts a zeroed one */
 /* The size that a decode step of n_seqs sequences is padded to; 0: run it as it is. */
 int recording_size(const struct recording *r, int n_seqs);
 
-/* Runs enqueue(user), which enqueues the operations of a step padded to `size`: by replaying it, or
- * at the first time by recording it. A step that cannot be recorded is enqueued as it is, and no
- * further one is recorded (with a warning). */
-void recording_run(struct recording *r, int size, void (*enqueue)(void *user), void *user);
+/* Records the operations of a step padded to `size`, which enqueue(user) enqueues, unless that size
+ * was recorded before; nothing runs. False: this device does not record, and the step is to be
+ * enqueued as it is; after a failure (with a warning) nothing further is recorded. */
+bool recording_make(struct recording *r, int size, void (*enqueue)(void *user), void *user);
+/* Runs the step that recording_make has recorded. */
+void recording_run(const struct recording *r, int size);
 
 #endif

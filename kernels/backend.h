@@ -226,6 +226,8 @@ struct sample_args {
 #define FETCH_SLOTS     2
 #define FETCH_MAX_BYTES 16384 /* a token of each of ENGINE_MAX_SEQS sequences */
 
+#define MAX_MARKS 16
+
 /* ---- the interface ------------------------------------------------------------------------- */
 
 struct device {
@@ -291,6 +293,13 @@ struct backend {
     struct graph *(*graph_end)(struct device *device);
     void (*graph_run)(struct device *device, struct graph *graph);
     void (*graph_free)(struct device *device, struct graph *graph); /* accepts NULL */
+
+    /* Marks of time, for traces. mark notes when the device comes to this place among its
+     * operations, and returns the number of the mark: 0, 1, 2, ... Not while recording. mark_read
+     * waits for that, and returns when it was by time_monotonic_s()'s clock. Marks are read in
+     * ascending order, and fewer than MAX_MARKS follow the one that was read last. */
+    int64_t (*mark)(struct device *device);
+    double (*mark_read)(struct device *device, int64_t mark);
 };
 
 extern const struct backend backend_cpu;

@@ -27,7 +27,7 @@ struct options {
     const char *noun_name, *command_line;
     enum bench_noun noun;
     struct bench_sweep sweep;
-    const char *kernels, *device, *format, *db, *model, *quantization, *workload;
+    const char *kernels, *device, *format, *db, *model, *quantization, *workload, *trace;
     struct cli_list peers;
     double seconds;
     int64_t threads, prefill, prompt, output, repeats; /* 0: not given */
@@ -308,7 +308,16 @@ static int run_engine(struct bench *b)
         .repeats = o->repeats ? (int)o->repeats : 3,
         .kernels = o->kernel_mask,
     };
-    return bench_engine_run(&b->rows, &b->ceiling, &options);
+    if (o->trace && trace_open(&options.trace, o->trace, 0, "quire bench engine") != 0)
+        return -1;
+    if (!getenv("QUIRE_LOG"))
+        (void)log_set_level("warning"); /* each case opens an engine, which would say so */
+    int rc = bench_engine_run(&b->rows, &b->ceiling, &options);
+    if (!getenv("QUIRE_LOG"))
+        (void)log_set_level("info");
+    trace_log_end(options.trace);
+    trace_close(options.trace);
+    return rc;
 }
 
 /* The code of the command: 1 when a row is wrong or failed. */
@@ -364,6 +373,7 @@ static int check_noun(const struct options *o)
         {"model", o->model, true},
         {"quantization", o->quantization, true},
         {"workload", o->workload, true},
+        {"trace", o->trace, true},
         {"prefill", o->prefill, true},
         {"prompt", o->prompt, true},
         {"output", o->output, true},
@@ -427,8 +437,6 @@ static int run_bench(struct options *o)
     struct bench b = {.options = o};
     if (check_options(o) != 0 || choose_device(&b.device, o->device) != 0)
         return (int)err_get_kind();
-    if (o->noun == BENCH_ENGINE && !getenv("QUIRE_LOG"))
-        (void)log_set_level("warning"); /* each case opens an engine, which would say so */
     int rc = o->noun == BENCH_ENGINE ? run_engine(&b) : run_kernels(&b);
     if (rc == 0)
         rc = print_rows(&b);
@@ -476,6 +484,8 @@ int command_bench(int argc, char **argv)
         {"output", "N", "engine: output tokens of decode cases (64)", CLI_INT, &o.output},
         {"workload", "CONFIG", "engine: all prompts of a config in one batch instead", CLI_TEXT,
          &o.workload},
+        {"trace", "FILE", "engine: write a timeline of all steps (README: traces)", CLI_TEXT,
+         &o.trace},
         {"repeats", "N", "engine: alternating runs of each case (3)", CLI_INT, &o.repeats},
         {"device", "NAME", "auto (default), cpu or cuda", CLI_TEXT, &o.device},
         {"threads", "N", "CPU threads (0: all)", CLI_INT, &o.threads},

@@ -214,7 +214,8 @@ struct bench_engine_options {
     const char *batches;        /* of decode; NULL: 1,8,32,64                             */
     const char *workload;       /* a config with synthetic prompts; NULL: prefill and decode */
     int n_prefill, n_prompt, n_output, repeats;
-    unsigned kernels; /* 0: the one that `auto` chooses */
+    unsigned kernels;    /* 0: the one that `auto` chooses */
+    struct trace *trace; /* of all steps; NULL: none       */
 };
 int bench_engine_run(struct bench_rows *rows, struct bench_ceiling *ceiling,
                      const struct bench_engine_options *options);

@@ -83,7 +83,8 @@ static int open_engine(struct engine **e, const struct bench *b, const struct en
                                      .attention = b->attention,
                                      .max_num_seqs = c->max_seqs,
                                      .max_num_batched_tokens = c->max_batched_tokens,
-                                     .max_model_len = longest};
+                                     .max_model_len = longest,
+                                     .trace = b->options->trace};
     return engine_open(e, b->model, &options);
 }
 
@@ -125,6 +126,7 @@ static int measure(const struct bench *b, struct engine_case *c, int repeat)
     double began_s = time_monotonic_s();
     int rc = run_prompts(e, c, 0, 1, NULL);
     double all_s = time_monotonic_s() - began_s;
+    trace_end(b->options->trace, TRACE_HOST, c->label, began_s);
     engine_get_stats(e, &stats);
     const struct memory_plan *plan = engine_get_plan(e);
     c->kv_token_bytes = (double)plan->block_bytes / plan->block_size;

@@ -466,8 +466,10 @@ static void show_progress(struct desk *d, double now)
                               .output_tps = d->progress.output_tps,
                               .done = d->n_done,
                               .total = d->n_total};
+    double began_s = trace_now(d->options.trace);
     if (store_put_tick(d->options.store, &tick) != 0)
         desk_failed(d);
+    trace_end(d->options.trace, TRACE_STORE, "progress", began_s);
 }
 
 static void write_workers(struct desk *d, double now)

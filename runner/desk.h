@@ -79,8 +79,9 @@ struct desk_options {
     struct store *store;
     int64_t run_id;
     int n_ranks;
-    bool strict;    /* a group that a rank has no resources for ends the run  */
-    double began_s; /* time_monotonic_s() at the beginning of the run         */
+    bool strict;         /* a group that a rank has no resources for ends the run  */
+    double began_s;      /* time_monotonic_s() at the beginning of the run         */
+    struct trace *trace; /* of what is written to the store; NULL: none       */
 };
 
 struct desk;

@@ -27,7 +27,9 @@ void record_event(struct desk *d, int64_t attempt_id, const char *kind, const ch
 
 void record_commit(struct desk *d)
 {
+    double began_s = trace_now(d->options.trace);
     check(d, store_commit(d->options.store));
+    trace_end(d->options.trace, TRACE_STORE, "commit", began_s);
 }
 
 /* ---- attempts ---- */
@@ -92,8 +94,10 @@ void record_end(struct desk *d, int rank, struct docket *docket, const char *sta
                                     .kv_blocks_peak = stats->kv_used_peak,
                                     .steps = stats->n_steps,
                                     .batch_seqs_mean = stats->batch_seqs_mean};
+    double began_s = trace_now(d->options.trace);
     attempt_summarise(a, &end);
     check(d, store_end_attempt(d->options.store, a->id, &end));
+    trace_end(d->options.trace, TRACE_STORE, "end of attempt", began_s);
     attempt_free(a);
 }
 
@@ -140,6 +144,7 @@ void record_sample(struct desk *d, int rank, struct docket *docket, const struct
     int n = (int)w->task->settings.sampling.n;
     int prompt = outcome->sample / n, sample = outcome->sample % n;
     char key[SHA256_HEX_LEN + 1], hash[SHA256_HEX_LEN + 1] = "";
+    double began_s = trace_now(d->options.trace);
     task_sample_key(key, w->task, prompt, sample);
     struct store_sample row = {.task_id = w->task_id,
                                .attempt_id = docket->attempt[rank].id,
@@ -167,6 +172,7 @@ void record_sample(struct desk *d, int rank, struct docket *docket, const struct
         attempt_add(&docket->attempt[rank], c);
     }
     check(d, store_put_sample(d->options.store, &row));
+    trace_end(d->options.trace, TRACE_STORE, "sample", began_s);
 }
 
 /* ---- signs of life ---- */
@@ -176,6 +182,7 @@ void record_worker(struct desk *d, int rank, const char *state)
     const struct seat *seat = &d->seat[rank];
     const struct pulse *pulse = &seat->pulse;
     int task = -1;
+    double began_s = trace_now(d->options.trace);
     if (seat->group >= 0 && seat->n_held > 0) {
         const struct lot *lot = &d->lot[seat->group];
         for (int i = 0; i < lot->group->n && task < 0; i++)
@@ -198,4 +205,5 @@ void record_worker(struct desk *d, int rank, const char *state)
                      .sent_bytes = pulse->sent_bytes,
                      .received_bytes = pulse->received_bytes,
                  }));
+    trace_end(d->options.trace, TRACE_STORE, "worker", began_s);
 }

@@ -29,6 +29,7 @@ struct run {
     struct decision_policy policy;
     struct cluster *cluster; /* NULL: alone */
     double began_s;          /* time_monotonic_s() */
+    struct trace *trace;     /* NULL: none */
 
     /* Of rank 0. */
     char *path; /* of the database that is written: the config's, or a worker's shard of it */
@@ -37,6 +38,15 @@ struct run {
     struct link_server server;
     int64_t experiment_id, run_id;
 };
+
+/* Every rank's first part: models and prompts. */
+static int make_work(struct run *r)
+{
+    double began_s = trace_now(r->trace);
+    int rc = work_list_make(&r->work, r->config, &r->policy);
+    trace_end(r->trace, TRACE_HOST, "make work list", began_s);
+    return rc;
+}
 
 /* ---- records ---- */
 
@@ -159,10 +169,12 @@ static void log_start(const struct run *r, const struct job_array *array)
 static int open_desk(struct run *r)
 {
     struct job_array array = {.count = 1};
+    double began_s = trace_now(r->trace);
     job_find_array(&array);
     if (open_store(r, &array) != 0 || begin_run(r) != 0 ||
         work_list_record(&r->work, r->store, r->experiment_id) != 0 || find_done(r) != 0)
         return -1;
+    trace_end(r->trace, TRACE_STORE, "open database", began_s);
     work_list_take_share(&r->work, array.index, array.count);
     log_start(r, &array);
     return desk_open(&r->desk, &(struct desk_options){.config = r->config,
@@ -171,6 +183,7 @@ static int open_desk(struct run *r)
                                                       .run_id = r->run_id,
                                                       .n_ranks = cluster_get_place(r->cluster).size,
                                                       .strict = r->policy.strict,
+                                                      .trace = r->trace,
                                                       .began_s = r->began_s});
 }
 
@@ -238,7 +251,7 @@ static void wait_for_ranks(struct run *r)
 static int run_rank_0(struct run *r)
 {
     stop_set_job_end(job_end_time());
-    if (work_list_make(&r->work, r->config, &r->policy) == 0 && open_desk(r) == 0) {
+    if (make_work(r) == 0 && open_desk(r) == 0) {
         r->server = (struct link_server){.cluster = r->cluster, .desk = r->desk};
         if (r->cluster)
             cluster_listen(r->cluster, &(struct cluster_events){.user = &r->server,
@@ -251,6 +264,7 @@ static int run_rank_0(struct run *r)
                                             .link = link,
                                             .cluster = r->cluster,
                                             .desk = r->cluster ? NULL : r->desk,
+                                            .trace = r->trace,
                                             .began_s = r->began_s});
         link_leave(link);
         link_close(link);
@@ -271,13 +285,14 @@ static int run_other_rank(struct run *r)
     log_set_prefix(prefix);
     if (log_get_level() == LOG_INFO)
         log_set_level("warning");
-    if (work_list_make(&r->work, r->config, &r->policy) != 0)
+    if (make_work(r) != 0)
         log_warning("cannot read the experiment: %s", err_get());
     struct link *link = link_open(r->cluster, NULL);
     worker_run(&(struct worker_options){.work = &r->work,
                                         .policy = r->policy,
                                         .link = link,
                                         .cluster = r->cluster,
+                                        .trace = r->trace,
                                         .began_s = r->began_s});
     int code = link_leave(link);
     link_close(link);
@@ -285,6 +300,18 @@ static int run_other_rank(struct run *r)
 }
 
 /* ---- the command ---- */
+
+/* Begins the trace of this rank. */
+static int open_trace(struct run *r, const char *path)
+{
+    int rank = cluster_rank_of_environment();
+    char *title = xasprintf("quire run %s, rank %d", r->config->experiment, rank);
+    int rc = trace_open(&r->trace, path, rank, title);
+    free(title);
+    if (rc != 0 && rank > 0) /* rank 0 need not have the same file system */
+        log_warning("rank %d: %s", rank, err_get());
+    return rc;
+}
 
 static int run_experiment(struct run *r)
 {
@@ -307,12 +334,13 @@ static int run_experiment(struct run *r)
 int command_run(int argc, char **argv)
 {
     struct cli_list sets = {0};
-    const char *results = NULL, *config_path;
+    const char *results = NULL, *trace = NULL, *config_path;
     bool strict = false;
     const struct cli_option options[] = {
         {"set", "KEY=VALUE", "override a key of the config; may be repeated", CLI_LIST, &sets},
         {"results", "FILE", "database to write (default: the config's)", CLI_TEXT, &results},
         {"strict", NULL, "refuse to run on less than what was asked for", CLI_FLAG, &strict},
+        {"trace", "FILE", "write a timeline of all steps (README: traces)", CLI_TEXT, &trace},
     };
     const struct cli_command command = {
         .name = "run",
@@ -342,7 +370,10 @@ int command_run(int argc, char **argv)
     if (parsed == CLI_OK && config_load(&r.config, config_path, sets.text, sets.n) == 0) {
         r.policy =
             (struct decision_policy){strict, r.config->allow_cpu, r.config->allow_standard_engine};
-        code = run_experiment(&r);
+        if (!trace || open_trace(&r, trace) == 0)
+            code = run_experiment(&r);
+        trace_log_end(r.trace);
+        trace_close(r.trace);
         config_close(r.config);
     }
     if (cluster_rank_of_environment() > 0)

@@ -89,7 +89,10 @@ static int load_model(struct worker *w, const struct model_group *group, enum de
         return err_set(ERR_RUN, "no GPU is left for this rank: the host has more ranks than GPUs");
     send_pulse(w, true);
     decision_log_loading(&w->opening.decision, options.path);
-    if (model_open(&w->model, &options) != 0)
+    double began_s = trace_now(w->options->trace);
+    int rc = model_open(&w->model, &options);
+    trace_end(w->options->trace, TRACE_HOST, "load model", began_s);
+    if (rc != 0)
         return -1;
     w->loaded = group;
     w->device = device;
@@ -112,6 +115,7 @@ static int open_engine(struct worker *w, const struct engine_group *group)
     if (cluster_get_place(w->options->cluster).rank == 0) /* the desk speaks for the others */
         decision_log(&o->decision, w->warned_of);
     work_engine_options(&options, &o->decision, group, info);
+    options.trace = w->options->trace;
     if (engine_open(&w->engine, w->model, &options) != 0) {
         if (decision_use_standard_engine(&o->decision, &w->options->policy) != 0)
             return -1;
@@ -119,6 +123,7 @@ static int open_engine(struct worker *w, const struct engine_group *group)
         if (engine_open(&w->engine, w->model, &options) != 0)
             return -1;
     }
+    trace_end(w->options->trace, TRACE_HOST, "open engine", began_s);
     o->has_engine = true;
     o->init_s = time_monotonic_s() - began_s;
     return 0;

@@ -11,6 +11,7 @@ struct worker_options {
     struct cluster *cluster; /* NULL: alone                                              */
     struct desk *desk;       /* to be looked after between steps; NULL: somebody else does */
     double began_s;          /* time_monotonic_s() at the beginning of the run           */
+    struct trace *trace;     /* NULL: none                                               */
 };
 
 /* Works until nothing is left, or until stop_get() says so. */

@@ -131,6 +131,25 @@ static void scratch_that_cannot_be_had_is_refused(void **state)
     backend_cpu.close(device);
 }
 
+/* ---- marks ---- */
+
+static void marks_are_times_of_the_host_between_its_calls(void **state)
+{
+    (void)state;
+    double called_s[2 * MAX_MARKS], returned_s[2 * MAX_MARKS];
+    struct device *device = open_cpu("plain", 1);
+    for (int64_t i = 0; i < 2 * MAX_MARKS; i++) {
+        called_s[i] = time_monotonic_s();
+        assert_int_equal(device->ops->mark(device), i);
+        returned_s[i] = time_monotonic_s();
+        if (i < 4)
+            continue;
+        double at_s = device->ops->mark_read(device, i - 4);
+        assert_true(at_s >= called_s[i - 4] && at_s <= returned_s[i - 4]);
+    }
+    device->ops->close(device);
+}
+
 /* ---- control groups ---- */
 
 /* Writes root/group/file. */
@@ -206,6 +225,7 @@ int main(void)
         cmocka_unit_test(copies_arrive),
         cmocka_unit_test(blocks_are_copied_to_host_memory_back_and_within_a_pool),
         cmocka_unit_test(scratch_that_cannot_be_had_is_refused),
+        cmocka_unit_test(marks_are_times_of_the_host_between_its_calls),
         cmocka_unit_test(limits_of_version_2_and_of_all_ancestors_bind),
         cmocka_unit_test(limits_of_version_1_are_read_by_controller),
         cmocka_unit_test(without_control_groups_nothing_is_limited),

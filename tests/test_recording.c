@@ -80,18 +80,22 @@ static void a_size_is_recorded_once_and_then_replayed(void **state)
     memset(&seen, 0, sizeof(seen));
     seen.records = true;
     recording_init(&r, &gpu, 64, true);
-    for (int i = 0; i < 3; i++)
-        recording_run(&r, 4, enqueue, NULL);
+    for (int i = 0; i < 3; i++) {
+        assert_true(recording_make(&r, 4, enqueue, NULL));
+        recording_run(&r, 4);
+    }
     assert_int_equal(seen.last_run->n_runs, 3);
-    for (int i = 0; i < 2; i++)
-        recording_run(&r, 32, enqueue, NULL);
+    for (int i = 0; i < 2; i++) {
+        assert_true(recording_make(&r, 32, enqueue, NULL));
+        recording_run(&r, 32);
+    }
     assert_int_equal(seen.last_run->n_runs, 2);
     assert_int_equal(seen.n_enqueued, 2);
     recording_free(&r);
     assert_int_equal(seen.n_freed, 2);
 }
 
-static void a_device_that_cannot_record_runs_every_step(void **state)
+static void a_device_that_cannot_record_is_asked_once(void **state)
 {
     (void)state;
     struct recording r;
@@ -100,8 +104,7 @@ static void a_device_that_cannot_record_runs_every_step(void **state)
     (void)log_set_level("quiet");
     recording_init(&r, &gpu, 64, true);
     assert_int_equal(recording_size(&r, 3), 4);
-    recording_run(&r, 4, enqueue, NULL); /* recorded in vain, then run as it is */
-    assert_int_equal(seen.n_enqueued, 2);
+    assert_false(recording_make(&r, 4, enqueue, NULL)); /* in vain: the caller runs it as it is */
     assert_null(seen.last_run);
     assert_int_equal(recording_size(&r, 3), 0);
     recording_free(&r);
@@ -123,7 +126,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_cover_every_batch_and_never_pass_the_limit),
         cmocka_unit_test(a_size_is_recorded_once_and_then_replayed),
-        cmocka_unit_test(a_device_that_cannot_record_runs_every_step),
+        cmocka_unit_test(a_device_that_cannot_record_is_asked_once),
         cmocka_unit_test(the_cpu_and_enforce_eager_record_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -133,6 +133,8 @@ struct cpu_device {
     char *local; /* [n_threads][local_bytes] */
     size_t local_bytes;
     char fetched[FETCH_SLOTS][FETCH_MAX_BYTES];
+    double marked_s[MAX_MARKS]; /* the latest marks, a ring; time_monotonic_s() */
+    int64_t n_marks;
 };
 
 static inline struct cpu_device *cpu_device(struct device *device)

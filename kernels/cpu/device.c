@@ -277,6 +277,22 @@ static void cpu_graph_free(struct device *device, struct graph *graph)
     assert(!graph);
 }
 
+/* ---- marks: operations are done when they return ---- */
+
+static int64_t cpu_mark(struct device *device)
+{
+    struct cpu_device *d = cpu_device(device);
+    d->marked_s[d->n_marks % MAX_MARKS] = time_monotonic_s();
+    return d->n_marks++;
+}
+
+static double cpu_mark_read(struct device *device, int64_t mark)
+{
+    const struct cpu_device *d = cpu_device(device);
+    assert(mark < d->n_marks && d->n_marks - mark <= MAX_MARKS);
+    return d->marked_s[mark % MAX_MARKS];
+}
+
 const struct backend backend_cpu = {
     .kind = DEVICE_CPU,
     .open = cpu_open,
@@ -305,4 +321,6 @@ const struct backend backend_cpu = {
     .graph_end = cpu_graph_end,
     .graph_run = cpu_graph_run,
     .graph_free = cpu_graph_free,
+    .mark = cpu_mark,
+    .mark_read = cpu_mark_read,
 };

@@ -25,6 +25,7 @@ extern "C" {
 
 struct cuda_linear;  /* linear.cu */
 struct cuda_loader;  /* weight.cu */
+struct cuda_marks;   /* mark.cu */
 struct cuda_staging; /* transfer.cu */
 
 struct cuda_device {
@@ -37,6 +38,7 @@ struct cuda_device {
     struct cuda_linear *linear;
     struct cuda_loader *loader; /* NULL: no weights are being loaded */
     struct cuda_staging *staging;
+    struct cuda_marks *marks;
     /* Scratch of attention alone, set to zero once by reserve(): see attention.h. */
     void *attention_workspace;
     size_t attention_workspace_bytes;
@@ -226,6 +228,10 @@ bool cuda_graph_begin(struct device *device);
 struct graph *cuda_graph_end(struct device *device);
 void cuda_graph_run(struct device *device, struct graph *graph);
 void cuda_graph_free(struct device *device, struct graph *graph);
+
+/* mark.cu */
+int64_t cuda_mark(struct device *device);
+double cuda_mark_read(struct device *device, int64_t mark);
 }
 
 /* ---- between the files ---------------------------------------------------------------------- */
@@ -233,6 +239,8 @@ void cuda_graph_free(struct device *device, struct graph *graph);
 /* What open() and close() call of each file. */
 void cuda_staging_open(struct cuda_device *d);
 void cuda_staging_close(struct cuda_device *d);
+void cuda_marks_open(struct cuda_device *d);
+void cuda_marks_close(struct cuda_device *d);
 void cuda_linear_open(struct cuda_device *d);
 void cuda_linear_close(struct cuda_device *d);
 void cuda_loader_close(struct cuda_device *d); /* accepts a device without one */

@@ -110,6 +110,7 @@ struct device *cuda_open(const struct device_options *options)
     cuda_device_read_limits(d);
     CUDA_CHECK(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     cuda_staging_open(d);
+    cuda_marks_open(d);
     cuda_linear_open(d);
     return &d->base;
 }
@@ -122,6 +123,7 @@ void cuda_close(struct device *device)
     CUDA_CHECK(cudaStreamSynchronize(d->stream));
     cuda_loader_close(d);
     cuda_linear_close(d);
+    cuda_marks_close(d);
     cuda_staging_close(d);
     cuda_free(device, d->attention_workspace);
     cuda_free(device, d->sample_workspace);

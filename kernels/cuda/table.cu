@@ -30,4 +30,6 @@ extern "C" __attribute__((visibility("default"))) const struct backend backend_c
     .graph_end = cuda_graph_end,
     .graph_run = cuda_graph_run,
     .graph_free = cuda_graph_free,
+    .mark = cuda_mark,
+    .mark_read = cuda_mark_read,
 };
