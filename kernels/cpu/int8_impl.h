@@ -26,7 +26,8 @@
 #endif
 #define INT8_UNITS (INT8_GROUP / INT8_UNIT)
 
-#define GROUP_BYTES 4 /* of one row of packed x: an f32, a pair of bf16, a unit of int8 */
+#define GROUP_BYTES    4 /* of one row of packed x: an f32, a pair of bf16, a unit of int8 */
+#define INT8_ROW_EXTRA 8 /* bytes of a row of packed x beside its units: scale and start   */
 
 /* ---- products ---- */
 
