@@ -17,8 +17,8 @@ extern const struct cpu_kernels cpu_kernels_amx_avx512bf16;
 enum { N_TILES = 8, LANES = AMX_ROW_BYTES / 4 };
 
 static _Thread_local struct {
+    _Alignas(AMX_ROW_BYTES) char tile[N_TILES][AMX_ROWS][AMX_ROW_BYTES];
     bool configured;
-    char tile[N_TILES][AMX_ROWS][AMX_ROW_BYTES];
 } registers;
 
 static atomic_int n_configured;

@@ -31,9 +31,10 @@
 
 /* Blocks of 256 rows: 1024 columns of bf16 take a quarter, 3072 columns three quarters of the 2 MiB
  * of second-level cache. Alone with a panel, a tile fetches it 8 KiB ahead: 200 ns at 40 GB/s. */
-#define AMX_TILING(x_bytes)                                                                        \
+#define AMX_TILING(row_bytes)                                                                      \
     {                                                                                              \
-        AMX_ROWS, 2 * AMX_ROWS, AMX_ROWS, 8, 8192, x_bytes                                         \
+        .row_unit = AMX_ROWS, .max_rows = 2 * AMX_ROWS, .max_rows_of_two = AMX_ROWS,               \
+        .block_tiles = 8, .ahead_bytes = 8192, .x_bytes = row_bytes                                \
     }
 
 /* Groups whose sums in int32 are stored before they are scaled: each sum in f32 is loaded and
@@ -42,10 +43,7 @@
 
 enum amx_shape { AMX_SMALL, AMX_TALL, AMX_WIDE };
 
-/* The sums of up to four tiles, 0 and 1 of the first rows and panel. */
-typedef float amx_sums[4][AMX_ROWS][AMX_COLS];
-typedef int32_t amx_dots[4][AMX_ROWS][AMX_COLS];
-
+/* Tiles of sums: 0 and 1 are of the first rows and panel, 2 and 3 of the second. */
 VEC_INLINE int amx_n_tiles(enum amx_shape shape)
 {
     return shape == AMX_SMALL ? 2 : 4;
@@ -132,7 +130,8 @@ VEC_INLINE void fetch_out(const struct gemm_tile *t)
     }
 }
 
-VEC_INLINE void store_rows(const struct gemm_tile *t, enum amx_shape shape, amx_sums sum)
+VEC_INLINE void store_rows(const struct gemm_tile *t, enum amx_shape shape,
+                           float sum[][AMX_ROWS][AMX_COLS])
 {
     for (int c = 0; c < amx_n_tiles(shape); c++) {
         float *out = t->out + (size_t)amx_row(shape, c) * t->out_stride + amx_col(shape, c);
@@ -158,7 +157,7 @@ VEC_INLINE void start_sums_bf16(const struct gemm_tile *t, enum amx_shape shape)
 
 VEC_INLINE void store_sums_bf16(const struct gemm_tile *t, enum amx_shape shape)
 {
-    amx_sums sum;
+    _Alignas(CPU_CACHE_LINE) float sum[4][AMX_ROWS][AMX_COLS];
     bool whole = t->n_rows % AMX_ROWS == 0;
     size_t stride = whole ? t->out_stride * sizeof(float) : AMX_ROW_BYTES;
     float *to[4];
@@ -209,7 +208,7 @@ VEC_INLINE void multiply_tiles_bf16(const struct gemm_tile *t, enum amx_shape sh
 
 /* Groups of columns whose sums are in `dot`, and what they were made from. */
 struct amx_groups {
-    _Alignas(CPU_CACHE_LINE) amx_dots dot[AMX_GROUPS];
+    _Alignas(CPU_CACHE_LINE) int32_t dot[AMX_GROUPS][4][AMX_ROWS][AMX_COLS];
     const char *x, *w;
     int n;
 };
@@ -221,7 +220,8 @@ VEC_INLINE size_t amx_x_group_bytes(enum amx_shape shape)
 
 #define AMX_W_GROUP_BYTES (AMX_STEP + AMX_PANEL * sizeof(uint16_t))
 
-VEC_INLINE void start_sums_int8(const struct gemm_tile *t, enum amx_shape shape, amx_sums sum)
+VEC_INLINE void start_sums_int8(const struct gemm_tile *t, enum amx_shape shape,
+                                float sum[][AMX_ROWS][AMX_COLS])
 {
     static const float zeros[AMX_COLS];
     for (int c = 0; c < amx_n_tiles(shape); c++) {
@@ -253,8 +253,9 @@ VEC_INLINE void multiply_groups(const struct gemm_tile *t, enum amx_shape shape,
 }
 
 /* Scales the sums of n groups and adds them, one after another, to VEC_N columns of tile c. */
-VEC_INLINE void add_groups_to(const struct gemm_tile *t, enum amx_shape shape, amx_sums sum,
-                              const struct amx_groups *groups, int n, int c, int col)
+VEC_INLINE void add_groups_to(const struct gemm_tile *t, enum amx_shape shape,
+                              float sum[][AMX_ROWS][AMX_COLS], const struct amx_groups *groups,
+                              int n, int c, int col)
 {
     const size_t x_bytes = amx_x_group_bytes(shape), second = shape == AMX_WIDE ? c / 2 : 0;
     const float *scale_x[AMX_GROUPS];
@@ -280,8 +281,8 @@ VEC_INLINE void add_groups_to(const struct gemm_tile *t, enum amx_shape shape, a
     }
 }
 
-VEC_INLINE void add_groups(const struct gemm_tile *t, enum amx_shape shape, amx_sums sum,
-                           const struct amx_groups *groups)
+VEC_INLINE void add_groups(const struct gemm_tile *t, enum amx_shape shape,
+                           float sum[][AMX_ROWS][AMX_COLS], const struct amx_groups *groups)
 {
     for (int c = 0; c < amx_n_tiles(shape); c++) {
         for (int col = 0; col < AMX_COLS; col += VEC_N) {
@@ -298,7 +299,7 @@ VEC_INLINE void multiply_tiles_int8(const struct gemm_tile *t, enum amx_shape sh
 {
     const int n_groups = t->n_groups / AMX_ROWS, n_runs = CEIL_DIV(n_groups, AMX_GROUPS);
     struct amx_groups buffers[2];
-    _Alignas(CPU_CACHE_LINE) amx_sums sum;
+    _Alignas(CPU_CACHE_LINE) float sum[4][AMX_ROWS][AMX_COLS];
     fetch_out(t);
     start_sums_int8(t, shape, sum);
     for (int run = 0; run <= n_runs; run++) {
@@ -385,7 +386,7 @@ static void pack_tiles_int8(char *packed, const float *x, size_t stride, int n_r
     const int packed_rows = CEIL_DIV(n_rows, AMX_ROWS) * AMX_ROWS;
     for (int k = 0; k < n; k += INT8_GROUP) {
         float *scale = (float *)(void *)(packed + packed_rows * INT8_GROUP);
-        memset(packed, 0, (size_t)packed_rows * AMX_X_BYTES_INT8);
+        memset(packed + n_rows * INT8_GROUP, 0, (size_t)(packed_rows - n_rows) * INT8_GROUP);
         for (int r = 0; r < n_rows; r++) {
             const float *from = x + (size_t)r * stride + k;
             float last[INT8_GROUP] = {0};

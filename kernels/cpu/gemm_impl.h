@@ -327,9 +327,10 @@ static inline void gemm_without_state(void)
 
 /* 48 tiles of AVX-512 are 384 rows, of which 1024 columns are 0.8 MB of bf16. Packed x is read once
  * per panel, so it should come from a cache. */
-#define GEMM_TILING(x_bytes)                                                                       \
+#define GEMM_TILING(row_bytes)                                                                     \
     {                                                                                              \
-        1, GEMM_MAX_ROWS, GEMM_MAX_ROWS_OF_TWO, 48, 0, x_bytes                                     \
+        .row_unit = 1, .max_rows = GEMM_MAX_ROWS, .max_rows_of_two = GEMM_MAX_ROWS_OF_TWO,         \
+        .block_tiles = 48, .x_bytes = row_bytes                                                    \
     }
 #define GEMM_BYTES_OF_GROUPS(group) (INT8_GROUP / (group)*GROUP_BYTES)
 

@@ -11,10 +11,6 @@
 
 #include <assert.h>
 
-/* Columns of a tile that a thread packs at once: the rows of a decode step are a single tile, for
- * which all other threads wait. */
-#define PACK_COLS (4 * INT8_GROUP)
-
 #define SERIAL_PRODUCTS (1 << 17) /* 2 to 5 us of work; a parallel region costs 1 to 5 us */
 
 size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
@@ -35,9 +31,20 @@ struct cut {
     char *packed;     /* tiles of x one after another */
     size_t row_bytes; /* of packed x                  */
     int n_units, n_tiles, n_blocks, n_panels, n_groups, n_parts, n_threads;
-    int panel_step; /* panels multiplied at once */
+    int part_cols;  /* of a tile of x, packed at once */
+    int panel_step; /* panels multiplied at once      */
     size_t panel_bytes;
 };
+
+/* A thread packs whole tiles where there are enough. The rows of a decode step are a single tile,
+ * for which the other threads would wait: they share its columns. */
+static void cut_packing(struct cut *c)
+{
+    int n_scales = CEIL_DIV(c->args->weight->n_in, INT8_GROUP);
+    int wanted = MIN(CEIL_DIV(c->n_threads, c->n_tiles), n_scales);
+    c->part_cols = CEIL_DIV(n_scales, wanted) * INT8_GROUP;
+    c->n_parts = CEIL_DIV(c->args->weight->n_in, c->part_cols);
+}
 
 static struct cut cut_product(const struct cpu_device *d, const struct linear_args *args)
 {
@@ -58,9 +65,9 @@ static struct cut cut_product(const struct cpu_device *d, const struct linear_ar
     c.n_groups = CEIL_DIV(w->n_in, packing.group);
     if (format == FORMAT_INT8)
         c.n_groups = CEIL_DIV(w->n_in, INT8_GROUP) * (INT8_GROUP / packing.group);
-    c.n_parts = CEIL_DIV(w->n_in, PACK_COLS);
     c.row_bytes = CEIL_DIV((size_t)w->n_in, INT8_GROUP) * (size_t)tiling->x_bytes;
     c.n_threads = products < SERIAL_PRODUCTS ? 1 : d->n_threads;
+    cut_packing(&c);
     c.panel_step = args->n_rows <= tiling->max_rows_of_two ? 2 : 1;
     c.panel_bytes = w->bytes / (size_t)c.n_panels;
     assert(tiling->row_unit <= CPU_MAX_ROW_UNIT);
@@ -79,16 +86,15 @@ static char *packed_tile(const struct cut *c, int tile)
     return c->packed + (size_t)tile_start(c, tile) * c->row_bytes;
 }
 
-/* Packs PACK_COLS columns of a tile. */
 static void pack_part(const struct cut *c, int tile, int part)
 {
-    int n_in = c->args->weight->n_in, unit = c->tiling->row_unit, k = part * PACK_COLS;
+    int n_in = c->args->weight->n_in, unit = c->tiling->row_unit, k = part * c->part_cols;
     int start = tile_start(c, tile), n_rows = tile_start(c, tile + 1) - start;
     const float *x = (const float *)c->args->x + (size_t)start * (size_t)n_in + k;
     size_t packed_rows = (size_t)(CEIL_DIV(n_rows, unit) * unit);
     size_t before = packed_rows * (size_t)(k / INT8_GROUP * c->tiling->x_bytes);
     c->kernels->pack_x(packed_tile(c, tile) + before, x, (size_t)n_in, n_rows,
-                       MIN(n_in - k, PACK_COLS), c->format);
+                       MIN(n_in - k, c->part_cols), c->format);
 }
 
 /* One panel, or two, times tiles [first, last). Several tiles fetch the next panel in equal parts.
