@@ -39,19 +39,19 @@ TEST_LIBS   := -lcmocka
 
 # ---- sources and objects ------------------------------------------------------------------------
 
-X86_ONLY := %_avx2.c %_avx512.c %_avx512vnni.c %_avx512bf16.c
+X86_ONLY := %_avx2.c %_avx512.c %_avx512vnni.c %_avx512bf16.c %_amx.c
 MACHINE  := $(shell uname -m)
 
-ENGINE_SRC := $(sort $(wildcard engine/*.c kernels/*.c kernels/cpu/*.c))
-ifneq ($(MACHINE),x86_64)
-ENGINE_SRC := $(filter-out $(X86_ONLY),$(ENGINE_SRC))
-endif
+FOREIGN  := $(if $(filter-out x86_64,$(MACHINE)),$(X86_ONLY))
+
+ENGINE_SRC  := $(filter-out $(FOREIGN),$(sort $(wildcard engine/*.c kernels/*.c kernels/cpu/*.c)))
 RUNNER_SRC  := $(sort $(filter-out runner/main.c runner/cluster_mpi.c,$(wildcard runner/*.c)))
 TEST_SRC    := $(sort $(wildcard tests/test_*.c))
 BENCH_SRC   := $(sort $(wildcard tests/bench_*.c))
 FUZZ_SRC    := $(sort $(wildcard tests/fuzz_*.c))
 EXAMPLE_SRC := $(sort $(wildcard examples/*.c))
-TESTING_SRC := $(filter-out tests/test_% tests/bench_% tests/fuzz_%,$(sort $(wildcard tests/*.c)))
+TESTING_SRC := $(filter-out tests/test_% tests/bench_% tests/fuzz_% $(FOREIGN), \
+                 $(sort $(wildcard tests/*.c)))
 ALL_SRC     := $(ENGINE_SRC) $(RUNNER_SRC) runner/main.c $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) \
                $(EXAMPLE_SRC) $(TESTING_SRC)
 
@@ -220,7 +220,8 @@ AVX2   := -mavx2 -mfma -mf16c
 AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 VNNI   := $(AVX512) -mavx512vnni
 isa     = $(if $(filter %_avx2.c,$(1)),$(AVX2))$(if $(filter %_avx512.c,$(1)),$(AVX512))$(if \
-          $(filter %_avx512vnni.c,$(1)),$(VNNI))$(if $(filter %_avx512bf16.c,$(1)),$(VNNI) -mavx512bf16)
+          $(filter %_avx512vnni.c,$(1)),$(VNNI))$(if \
+          $(filter %_avx512bf16.c %_amx.c,$(1)),$(VNNI) -mavx512bf16)
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)

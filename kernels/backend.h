@@ -69,7 +69,7 @@ const char *device_kind_name(enum device_kind kind); /* "cpu", "cuda" */
 struct device_info {
     enum device_kind kind;
     char name[128];      /* "AMD EPYC 9654"                                            */
-    char isa[32];        /* CPU: "plain", "avx2", "avx512", "avx512vnni", "avx512bf16";
+    char isa[32];        /* CPU: "plain", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx";
                             GPU: "sm_90" */
     int n_threads;       /* CPU: OpenMP threads used                                   */
     size_t memory_bytes; /* all the memory that this process may use on the device     */

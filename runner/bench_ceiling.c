@@ -283,11 +283,58 @@ __attribute__((target("avx512f,avx512vnni"))) static float chains_int8(void)
     return (float)_mm512_cvtsi512_si32(sum[0]);
 }
 
+/* Tiles 0 to 3 are sums, started 16 cycles apart and 52 long; 4 and 5 are full of numbers. The
+ * setting is palette 1: bytes of a row from byte 16, rows from byte 48. */
+#define TILES __attribute__((target("amx-tile,amx-bf16,amx-int8")))
+TILES static void configure_tiles(void)
+{
+    uint8_t config[64] = {1}, numbers[16 * 64];
+    memset(numbers, 0x3F, sizeof(numbers));
+    for (int tile = 0; tile < 8; tile++) {
+        config[16 + 2 * tile] = 64;
+        config[48 + tile] = 16;
+    }
+    _tile_loadconfig(config);
+    __asm__ volatile("" : : "r"(numbers) : "memory"); /* the loads do not say that they read it */
+    _tile_loadd(4, numbers, 64);
+    _tile_loadd(5, numbers, 64);
+}
+
+TILES static float chains_amx_bf16(void)
+{
+    configure_tiles();
+    for (int s = 0; s < STEPS * CHAINS / 4; s++) {
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_dpbf16ps(1, 4, 5);
+        _tile_dpbf16ps(2, 4, 5);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_release();
+    return 0;
+}
+
+TILES static float chains_amx_int8(void)
+{
+    configure_tiles();
+    for (int s = 0; s < STEPS * CHAINS / 4; s++) {
+        _tile_dpbssd(0, 4, 5);
+        _tile_dpbssd(1, 4, 5);
+        _tile_dpbssd(2, 4, 5);
+        _tile_dpbssd(3, 4, 5);
+    }
+    _tile_release();
+    return 0;
+}
+
 /* The chain of what the backend's instruction set has for this rate, or NULL. */
 static float (*find_chains(const char *isa, int rate, double *flops))(void)
 {
     if (strcmp(isa, "plain") == 0)
         return NULL;
+    if (strcmp(isa, "amx") == 0 && (rate == DTYPE_BF16 || rate == BENCH_INT8)) {
+        *flops = rate == BENCH_INT8 ? 2 * 16 * 16 * 64 : 2 * 16 * 16 * 32;
+        return rate == BENCH_INT8 ? chains_amx_int8 : chains_amx_bf16;
+    }
     if (strcmp(isa, "avx2") == 0) {
         *flops = 16;
         return chains_avx2;

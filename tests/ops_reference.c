@@ -1,5 +1,6 @@
 /* ops_reference.c - see ops_reference.h. */
 #include "tests/ops_reference.h"
+#include "tests/amx_emulation.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -197,10 +198,14 @@ void reference_sampling(double *probability, const float *logits, int vocab,
 
 /* ---- devices ---- */
 
-const char *const CPU_ISAS[N_CPU_ISAS] = {"plain", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+const char *const CPU_ISAS[N_CPU_VARIANTS] = {
+    "plain", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx", AMX_ON_PLAIN, AMX_ON_AVX512BF16,
+};
 
 struct device *open_cpu(const char *isa, int n_threads)
 {
+    if (strcmp(isa, AMX_ON_PLAIN) == 0 || strcmp(isa, AMX_ON_AVX512BF16) == 0)
+        return open_emulated_amx(isa, n_threads);
     struct device *device =
         backend_cpu.open(&(struct device_options){.isa = isa, .n_threads = n_threads});
     if (!device)

@@ -47,9 +47,11 @@ void reference_sampling(double *probability, const float *logits, int vocab,
 
 /* ---- devices ---- */
 
-/* All instruction sets that the CPU backend knows, from the slowest on. */
-#define N_CPU_ISAS 5
-extern const char *const CPU_ISAS[N_CPU_ISAS];
+/* All instruction sets that the CPU backend knows, from the slowest on; then, up to
+ * N_CPU_VARIANTS, those of its kernels that run with emulated tile registers (amx_emulation.h). */
+#define N_CPU_ISAS     6
+#define N_CPU_VARIANTS 8
+extern const char *const CPU_ISAS[N_CPU_VARIANTS];
 
 /* NULL, after a printed line, on a machine without this instruction set. */
 struct device *open_cpu(const char *isa, int n_threads);

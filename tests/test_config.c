@@ -519,7 +519,7 @@ static void a_bad_environment_value_lists_the_valid_ones(void **state)
         {"QUIRE_DEVICE", "gpu", "expected one of auto, cpu, cuda"},
         {"QUIRE_CPU_ISA", "avx",
          "environment QUIRE_CPU_ISA is 'avx'; expected one of plain, avx2, "
-         "avx512, avx512vnni, avx512bf16"},
+         "avx512, avx512vnni, avx512bf16, amx"},
         {"QUIRE_LOG", "loud", "expected one of quiet, warning, info, debug"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {

@@ -70,7 +70,8 @@ static void short_dtypes_stay_near_the_reference(void **state)
 static void every_instruction_set_gives_the_reference(void **state)
 {
     (void)state;
-    static const char *const isas[] = {"plain", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+    static const char *const isas[] = {"plain",      "avx2",       "avx512",
+                                       "avx512vnni", "avx512bf16", "amx"};
     for (size_t k = 0; k < ARRAY_LEN(isas); k++) {
         const struct device_options device = {.n_threads = 1, .isa = isas[k]};
         struct device_info info;

@@ -16,7 +16,7 @@ typedef void (*device_check)(struct device *device);
 /* Runs the check on a device of each instruction set. */
 static void on_every_isa(device_check check)
 {
-    for (int i = 0; i < N_CPU_ISAS; i++) {
+    for (int i = 0; i < N_CPU_VARIANTS; i++) {
         struct device *device = open_cpu(CPU_ISAS[i], 2);
         if (!device)
             continue;
@@ -123,10 +123,10 @@ static void check_product(struct device *device, struct product *p, bool bias)
 static void check_linear_shapes(struct device *device)
 {
     static const int shapes[][3] = {
-        {1, 1, 1},    {2, 3, 5},     {7, 31, 64},    {13, 33, 172},
-        {12, 64, 63}, {25, 100, 17}, {5, 2048, 172}, {37, 257, 1030},
+        {1, 1, 1},      {2, 3, 5},       {7, 31, 64},  {13, 33, 172}, {12, 64, 63}, {25, 100, 17},
+        {5, 2048, 172}, {37, 257, 1030}, {16, 65, 96}, {17, 95, 33},  {33, 32, 66}, {70, 97, 129},
     };
-    reserve(device, 64, 1030);
+    reserve(device, 70, 1030);
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
         for (enum dtype dtype = 0; dtype < DTYPE_N; dtype++) {
             for (enum dtype source = 0; source < DTYPE_N; source++) {

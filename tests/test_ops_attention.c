@@ -225,7 +225,8 @@ static float *attend(struct device *device, const struct scene *s, enum attentio
  * relative to the products that they are the sum of. */
 static double tolerance(const struct device *device, const struct scene *s)
 {
-    bool pairs = strcmp(device->info.isa, "avx512bf16") == 0 && s->kv_dtype == DTYPE_BF16;
+    bool bf16 = strcmp(device->info.isa, "avx512bf16") == 0 || strcmp(device->info.isa, "amx") == 0;
+    bool pairs = bf16 && s->kv_dtype == DTYPE_BF16;
     return pairs ? 0x1p-8 : 2.5e-6 * query_amplitude(s);
 }
 

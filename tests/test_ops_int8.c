@@ -21,9 +21,10 @@
 static const int SHAPES[][3] = {
     {1, 1, 1},    {2, 3, 5},      {7, 31, 63},   {9, 33, 64},   {13, 66, 65},
     {12, 64, 63}, {25, 100, 129}, {5, 257, 172}, {4, 40, 1030}, {37, 131, 320},
+    {16, 65, 96}, {17, 95, 193},  {33, 32, 66},  {70, 97, 129},
 };
 
-enum { MAX_ROWS = 64, MAX_WIDTH = 1030 };
+enum { MAX_ROWS = 70, MAX_WIDTH = 1030 };
 
 struct product {
     int n_rows, n_out, n_in;
@@ -50,7 +51,7 @@ static struct device *open_reserved(const char *isa, int n_threads, int max_rows
 /* Runs the check for every shape on a device of each instruction set. */
 static void on_every_isa_and_shape(void (*check)(struct device *device, struct product *p))
 {
-    for (int i = 0; i < N_CPU_ISAS; i++) {
+    for (int i = 0; i < N_CPU_VARIANTS; i++) {
         struct device *device = open_reserved(CPU_ISAS[i], 2, MAX_ROWS, MAX_WIDTH);
         for (size_t s = 0; device && s < ARRAY_LEN(SHAPES); s++) {
             struct product p = {SHAPES[s][0], SHAPES[s][1], SHAPES[s][2], .x = NULL};
@@ -316,7 +317,7 @@ static void a_row_has_the_same_bits_in_any_batch_and_with_any_threads(void **sta
 {
     enum { ROWS = 531 };
     (void)state;
-    for (int i = 0; i < N_CPU_ISAS; i++) {
+    for (int i = 0; i < N_CPU_VARIANTS; i++) {
         struct device *device = open_reserved(CPU_ISAS[i], 2, ROWS, 3072);
         if (!device)
             continue;

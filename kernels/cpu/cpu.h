@@ -31,8 +31,8 @@
  *       scale[panel]                            bf16
  *   }
  *
- * group is 4 with VNNI, whose products are of unsigned (hence the offset of 128) and signed bytes;
- * otherwise 2, for products of pairs of 16 bits. */
+ * group is 4 with VNNI, whose products are of unsigned (hence the offset of 128) and signed bytes,
+ * and with AMX, which multiplies signed bytes; otherwise 2, for products of pairs of 16 bits. */
 struct packing {
     int panel, group;
     int offset;
@@ -59,7 +59,7 @@ struct gemm_tile {
     const void *x;        /* as pack_x left it                                             */
     const void *w;        /* the first panel                                                  */
     size_t panel_bytes;   /* from this panel to the next                                      */
-    int n_rows;           /* 1 .. max_rows                                                    */
+    int n_rows;           /* 1 .. max_rows of struct tiling                                   */
     int n_cols;           /* 1 .. panel; .. 2 panel when n_rows <= max_rows_of_two            */
     int n_groups;         /* groups of a panel's columns, padding included                    */
     const char *prefetch; /* memory wanted soon; prefetch_step further with each group      */
@@ -82,18 +82,33 @@ struct flash_piece {
     int first_row, n_rows; /* rows count (token, head of the group), heads fastest */
 };
 
-#define INT8_ROW_EXTRA 8 /* bytes of a row of packed x that go with INT8_GROUP columns */
+#define CPU_MAX_ROW_UNIT 16
+
+/* How a product of one format is cut. */
+struct tiling {
+    int row_unit; /* x is packed in units of so many rows, the last filled up with zeros    */
+    int max_rows; /* of a gemm_tile; whole units, as are those of all tiles but the last    */
+    int max_rows_of_two; /* of a gemm_tile that is two panels wide */
+    int block_tiles; /* tiles of x that a panel is multiplied with before the next one         */
+    int ahead_bytes; /* by which a tile that has a panel alone fetches it; 0: the next panel   */
+    int x_bytes;     /* of a row of packed x, for INT8_GROUP columns                           */
+};
 
 struct cpu_kernels {
     const char *isa;
     struct packing packing[FORMAT_N];
-    int max_rows, max_rows_of_two; /* of a gemm_tile */
+    struct tiling tiling[FORMAT_N];
 
     /* x: [n_rows][stride] f32 -> [CEIL_DIV(n, group)][n_rows][group], rounded to bf16 for pairs;
-     * for int8 as int8_impl.h says. 4 bytes a group, and INT8_ROW_EXTRA for INT8_GROUP columns. */
+     * for int8 as int8_impl.h says, for tile registers as amx_impl.h says. n is the width of x or,
+     * where columns are packed in parts one after another, a multiple of INT8_GROUP. */
     void (*pack_x)(void *packed, const float *x, size_t stride, int n_rows, int n,
                    enum weight_format format);
+    /* A thread calls gemm between begin_gemm and end_gemm, which set up and release what registers
+     * of the processor need that. */
+    void (*begin_gemm)(void);
     void (*gemm)(const struct gemm_tile *tile, enum weight_format format);
+    void (*end_gemm)(void);
     /* q = x / scale, rounded to nearest even. The scale, which is returned, makes the largest |q|
      * 127, or a little less where a scale of bf16 is asked for: then it is rounded up. It is 0, as
      * is q, when all x are smaller than 1.5e-36; a NaN or an infinity of x is one of the scale. */
@@ -116,9 +131,9 @@ struct cpu_kernels {
     int (*sample_collect)(int *id, const float *weight, int n, float floor);
 };
 
-/* avx512bf16 has VNNI as well: so have all processors with BF16. */
+/* avx512bf16 has VNNI as well: so have all processors with BF16; amx has all of avx512bf16. */
 extern const struct cpu_kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512,
-    cpu_kernels_avx512vnni, cpu_kernels_avx512bf16;
+    cpu_kernels_avx512vnni, cpu_kernels_avx512bf16, cpu_kernels_amx;
 
 /* ---- device -------------------------------------------------------------------------------- */
 

@@ -13,6 +13,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 /* Memory from this size on starts at a huge page and asks for them: a decode step streams all
  * weights, and with 4 KiB pages each of them costs a walk of the page table. */
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
@@ -48,6 +54,19 @@ static bool has_avx512bf16(void)
     return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
+/* Tiles of bf16 and int8 are bits of EDX of CPUID leaf 7, for which clang 14 has no names here. A
+ * process must ask the kernel for their registers, which it refuses where it does not know them. */
+static bool has_amx(void)
+{
+    const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25;
+    const unsigned all = amx_bf16 | amx_tile | amx_int8;
+    const long arch_req_xcomp_perm = 0x1023, xfeature_xtiledata = 18; /* Linux asm/prctl.h */
+    unsigned eax, ebx, ecx, edx;
+    return has_avx512bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+           (edx & all) == all &&
+           syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0;
+}
+
 #endif
 
 static const struct {
@@ -61,6 +80,7 @@ static const struct {
     {&cpu_kernels_avx512, has_avx512},
     {&cpu_kernels_avx512vnni, has_avx512vnni},
     {&cpu_kernels_avx512bf16, has_avx512bf16},
+    {&cpu_kernels_amx, has_amx},
 #endif
 };
 
@@ -87,7 +107,7 @@ static const struct cpu_kernels *choose_kernels(const char *isa)
             continue;
         if (runs_here)
             return variants[i].kernels;
-        refuse_isa(isa, "this processor lacks it");
+        refuse_isa(isa, "this processor or its kernel lacks it");
         return NULL;
     }
     refuse_isa(isa, "unknown");

@@ -243,14 +243,15 @@ static void multiply_weight(const struct gemm_tile *t, enum weight_format format
         multiply_whole(t, (enum dtype)format);
 }
 
-/* A last panel that is not full is computed whole, beside the result, and copied. */
-static void gemm(const struct gemm_tile *tile, enum weight_format format)
+/* A last panel that is not full is computed whole, beside the result in `out`, and copied. */
+VEC_INLINE void multiply_panels_of(int panel, const struct gemm_tile *tile,
+                                   enum weight_format format, float *out,
+                                   void (*multiply)(const struct gemm_tile *, enum weight_format))
 {
-    float out[GEMM_MAX_ROWS * PANEL * 2], bias[PANEL * 2] = {0};
-    int n_cols = tile->n_cols, width = n_cols > PANEL ? 2 * PANEL : PANEL;
-    assert(tile->n_rows <= (n_cols > PANEL ? GEMM_MAX_ROWS_OF_TWO : GEMM_MAX_ROWS));
+    float bias[MAX_PANEL * 2] = {0};
+    int n_cols = tile->n_cols, width = n_cols > panel ? 2 * panel : panel;
     if (n_cols == width) {
-        multiply_weight(tile, format);
+        multiply(tile, format);
         return;
     }
     struct gemm_tile whole = *tile;
@@ -261,9 +262,16 @@ static void gemm(const struct gemm_tile *tile, enum weight_format format)
     if (tile->bias)
         whole.bias = memcpy(bias, tile->bias, bytes);
     assert(!tile->accumulate);
-    multiply_weight(&whole, format);
+    multiply(&whole, format);
     for (int r = 0; r < tile->n_rows; r++)
         memcpy(tile->out + (size_t)r * tile->out_stride, out + r * width, bytes);
+}
+
+static void gemm(const struct gemm_tile *tile, enum weight_format format)
+{
+    float out[GEMM_MAX_ROWS * PANEL * 2];
+    assert(tile->n_rows <= (tile->n_cols > PANEL ? GEMM_MAX_ROWS_OF_TWO : GEMM_MAX_ROWS));
+    multiply_panels_of(PANEL, tile, format, out, multiply_weight);
 }
 
 /* VEC_N groups of a row from k on; beyond n, zeros. */
@@ -311,5 +319,19 @@ static void pack_x(void *packed, const float *x, size_t stride, int n_rows, int 
     else
         pack_rows(packed, x, stride, n_rows, n, (enum dtype)format);
 }
+
+/* Vector registers need no setting up. */
+static inline void gemm_without_state(void)
+{
+}
+
+/* 48 tiles of AVX-512 are 384 rows, of which 1024 columns are 0.8 MB of bf16. Packed x is read once
+ * per panel, so it should come from a cache. */
+#define GEMM_TILING(row_bytes)                                                                     \
+    {                                                                                              \
+        .row_unit = 1, .max_rows = GEMM_MAX_ROWS, .max_rows_of_two = GEMM_MAX_ROWS_OF_TWO,         \
+        .block_tiles = 48, .x_bytes = row_bytes                                                    \
+    }
+#define GEMM_BYTES_OF_GROUPS(group) (INT8_GROUP / (group)*GROUP_BYTES)
 
 #endif

@@ -26,7 +26,8 @@
 #endif
 #define INT8_UNITS (INT8_GROUP / INT8_UNIT)
 
-#define GROUP_BYTES 4 /* of one row of packed x: an f32, a pair of bf16, a unit of int8 */
+#define GROUP_BYTES    4 /* of one row of packed x: an f32, a pair of bf16, a unit of int8 */
+#define INT8_ROW_EXTRA 8 /* bytes of a row of packed x beside its units: scale and start   */
 
 /* ---- products ---- */
 
@@ -84,6 +85,29 @@ VEC_INLINE vec load_scales(const char *scales)
 
 /* ---- quantising ---- */
 
+VEC_INLINE int32_t largest_lane(veci x)
+{
+#ifdef __AVX512F__
+    return _mm512_reduce_max_epi32((__m512i)x);
+#else
+    int32_t largest = x[0];
+    for (int i = 1; i < VEC_N; i++)
+        largest = MAX(largest, x[i]);
+    return largest;
+#endif
+}
+
+/* The low byte of each lane. */
+VEC_INLINE void store_bytes(int8_t *q, veci x)
+{
+#ifdef __AVX512F__
+    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8((__m512i)x));
+#else
+    for (int i = 0; i < VEC_N; i++)
+        q[i] = (int8_t)x[i];
+#endif
+}
+
 /* Compared as integers, in which order a NaN is above an infinity and that above all numbers. */
 VEC_INLINE float largest_magnitude(const float x[INT8_GROUP])
 {
@@ -92,10 +116,7 @@ VEC_INLINE float largest_magnitude(const float x[INT8_GROUP])
         veci magnitude = (veci)vec_load(x + i) & 0x7FFFFFFF, larger = magnitude > top;
         top = (magnitude & larger) | (top & ~larger);
     }
-    int32_t bits = 0;
-    for (int i = 0; i < VEC_N; i++)
-        bits = MAX(bits, top[i]);
-    return f32_from_bits((uint32_t)bits);
+    return f32_from_bits((uint32_t)largest_lane(top));
 }
 
 static float quantize(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtype scale_dtype)
@@ -108,9 +129,7 @@ static float quantize(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtyp
         scale = 0;
     vec inverse = vec_set1(scale > 0 ? 1 / scale : 0);
     for (int i = 0; i < INT8_GROUP; i += VEC_N) {
-        vecu rounded = (vecu)vec_fma(vec_load(x + i), inverse, vec_set1(round_magic));
-        for (int j = 0; j < VEC_N; j++)
-            q[i + j] = (int8_t)rounded[j];
+        store_bytes(q + i, (veci)vec_fma(vec_load(x + i), inverse, vec_set1(round_magic)));
     }
     return scale;
 }

@@ -1,21 +1,44 @@
 /* isa_impl.h - the table of kernels for the instruction set that the including file is compiled
- * for. The includer defines ISA_TABLE and ISA_NAME. */
+ * for. The includer defines ISA_TABLE, ISA_NAME and, where bf16 and int8 are multiplied with tile
+ * registers, ISA_TILES. */
 #include "kernels/cpu/eager_impl.h"
 #include "kernels/cpu/flash_impl.h"
 #include "kernels/cpu/gemm_impl.h"
 #include "kernels/cpu/rows_impl.h"
 #include "kernels/cpu/sample_impl.h"
+#ifdef ISA_TILES
+#include "kernels/cpu/amx_impl.h"
+#endif
 
 const struct cpu_kernels ISA_TABLE = {
     .isa = ISA_NAME,
+#ifdef ISA_TILES
+    .packing = {[FORMAT_F32] = {PANEL, 1, 0},
+                [FORMAT_BF16] = {AMX_PANEL, 2, 0},
+                [FORMAT_F16] = {PANEL, 1, 0},
+                [FORMAT_INT8] = {AMX_PANEL, 4, 0}},
+    .tiling = {[FORMAT_F32] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
+               [FORMAT_BF16] = AMX_TILING(AMX_X_BYTES_BF16),
+               [FORMAT_F16] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
+               [FORMAT_INT8] = AMX_TILING(AMX_X_BYTES_INT8)},
+    .pack_x = pack_x_for_tiles,
+    .begin_gemm = amx_configure,
+    .gemm = gemm_with_tiles,
+    .end_gemm = amx_release,
+#else
     .packing = {[FORMAT_F32] = {PANEL, 1, 0},
                 [FORMAT_BF16] = {PANEL, PAIRS, 0},
                 [FORMAT_F16] = {PANEL, 1, 0},
                 [FORMAT_INT8] = {PANEL, INT8_UNIT, INT8_OFFSET}},
-    .max_rows = GEMM_MAX_ROWS,
-    .max_rows_of_two = GEMM_MAX_ROWS_OF_TWO,
+    .tiling = {[FORMAT_F32] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
+               [FORMAT_BF16] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(PAIRS)),
+               [FORMAT_F16] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
+               [FORMAT_INT8] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(INT8_UNIT) + INT8_ROW_EXTRA)},
     .pack_x = pack_x,
+    .begin_gemm = gemm_without_state,
     .gemm = gemm,
+    .end_gemm = gemm_without_state,
+#endif
     .quantize = quantize,
     .add_rmsnorm = add_rmsnorm,
     .silu_mul = silu_mul,

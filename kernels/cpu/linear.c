@@ -1,4 +1,4 @@
-/* linear.c - y = x W^T + bias: the loops around the register tile of gemm_impl.h.
+/* linear.c - y = x W^T + bias: the loops around the register tile of gemm_impl.h or amx_impl.h.
  *
  * The rows of x are packed into tiles of at most max_rows. A thread takes a run of neighbouring
  * panels of W and multiplies each with all tiles of a block of rows before it goes on: W comes from
@@ -11,15 +11,12 @@
 
 #include <assert.h>
 
-/* Tiles of x per block: 576 rows of AVX-512, of which 1024 columns are 1.2 MB of bf16. Packed x is
- * read once per panel, so it should come from the last-level cache. */
-#define BLOCK_TILES 48
-
 #define SERIAL_PRODUCTS (1 << 17) /* 2 to 5 us of work; a parallel region costs 1 to 5 us */
 
 size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
 {
     size_t rows = (size_t)MAX(limits->max_tokens, limits->max_rows);
+    rows = CEIL_DIV(rows, CPU_MAX_ROW_UNIT) * CPU_MAX_ROW_UNIT;
     /* Every packing takes at most 4 bytes a column, of a width padded to whole groups. */
     size_t width = CEIL_DIV((size_t)limits->max_width, INT8_GROUP) * INT8_GROUP;
     return rows * width * sizeof(float);
@@ -28,14 +25,26 @@ size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
 /* How one product is cut. Rows of x are spread evenly over tiles, so that none is left thin. */
 struct cut {
     const struct cpu_kernels *kernels;
+    const struct tiling *tiling;
     const struct linear_args *args;
     enum weight_format format;
     char *packed;     /* tiles of x one after another */
     size_t row_bytes; /* of packed x                  */
-    int n_tiles, n_blocks, n_panels, n_groups, n_threads;
-    int panel_step; /* panels multiplied at once */
+    int n_units, n_tiles, n_blocks, n_panels, n_groups, n_parts, n_threads;
+    int part_cols;  /* of a tile of x, packed at once */
+    int panel_step; /* panels multiplied at once      */
     size_t panel_bytes;
 };
+
+/* A thread packs whole tiles where there are enough. The rows of a decode step are a single tile,
+ * for which the other threads would wait: they share its columns. */
+static void cut_packing(struct cut *c)
+{
+    int n_scales = CEIL_DIV(c->args->weight->n_in, INT8_GROUP);
+    int wanted = MIN(CEIL_DIV(c->n_threads, c->n_tiles), n_scales);
+    c->part_cols = CEIL_DIV(n_scales, wanted) * INT8_GROUP;
+    c->n_parts = CEIL_DIV(c->args->weight->n_in, c->part_cols);
+}
 
 static struct cut cut_product(const struct cpu_device *d, const struct linear_args *args)
 {
@@ -43,27 +52,33 @@ static struct cut cut_product(const struct cpu_device *d, const struct linear_ar
     enum weight_format format = weight_format(w);
     struct packing packing = d->kernels->packing[format];
     size_t products = (size_t)args->n_rows * (size_t)w->n_in * (size_t)w->n_out;
-    struct cut c = {.kernels = d->kernels, .args = args, .format = format, .packed = d->shared};
-    c.n_tiles = CEIL_DIV(args->n_rows, d->kernels->max_rows);
-    c.n_blocks = CEIL_DIV(c.n_tiles, BLOCK_TILES);
+    const struct tiling *tiling = &d->kernels->tiling[format];
+    struct cut c = {.kernels = d->kernels,
+                    .tiling = tiling,
+                    .args = args,
+                    .format = format,
+                    .packed = d->shared};
+    c.n_units = CEIL_DIV(args->n_rows, tiling->row_unit);
+    c.n_tiles = CEIL_DIV(args->n_rows, tiling->max_rows);
+    c.n_blocks = CEIL_DIV(c.n_tiles, tiling->block_tiles);
     c.n_panels = CEIL_DIV(w->n_out, packing.panel);
     c.n_groups = CEIL_DIV(w->n_in, packing.group);
-    c.row_bytes = (size_t)c.n_groups * 4;
-    if (format == FORMAT_INT8) {
-        int n_scales = CEIL_DIV(w->n_in, INT8_GROUP);
-        c.n_groups = n_scales * (INT8_GROUP / packing.group);
-        c.row_bytes = (size_t)c.n_groups * 4 + (size_t)n_scales * INT8_ROW_EXTRA;
-    }
+    if (format == FORMAT_INT8)
+        c.n_groups = CEIL_DIV(w->n_in, INT8_GROUP) * (INT8_GROUP / packing.group);
+    c.row_bytes = CEIL_DIV((size_t)w->n_in, INT8_GROUP) * (size_t)tiling->x_bytes;
     c.n_threads = products < SERIAL_PRODUCTS ? 1 : d->n_threads;
-    c.panel_step = args->n_rows <= d->kernels->max_rows_of_two ? 2 : 1;
+    cut_packing(&c);
+    c.panel_step = args->n_rows <= tiling->max_rows_of_two ? 2 : 1;
     c.panel_bytes = w->bytes / (size_t)c.n_panels;
-    assert((size_t)args->n_rows * c.row_bytes <= d->shared_bytes);
+    assert(tiling->row_unit <= CPU_MAX_ROW_UNIT);
+    assert((size_t)(c.n_units * tiling->row_unit) * c.row_bytes <= d->shared_bytes);
     return c;
 }
 
 static int tile_start(const struct cut *c, int tile)
 {
-    return (int)((int64_t)c->args->n_rows * tile / c->n_tiles);
+    int unit = (int)((int64_t)c->n_units * tile / c->n_tiles);
+    return MIN(unit * c->tiling->row_unit, c->args->n_rows);
 }
 
 static char *packed_tile(const struct cut *c, int tile)
@@ -71,22 +86,28 @@ static char *packed_tile(const struct cut *c, int tile)
     return c->packed + (size_t)tile_start(c, tile) * c->row_bytes;
 }
 
-static void pack_tile(const struct cut *c, int tile)
+static void pack_part(const struct cut *c, int tile, int part)
 {
-    const struct weight *w = c->args->weight;
+    int n_in = c->args->weight->n_in, unit = c->tiling->row_unit, k = part * c->part_cols;
     int start = tile_start(c, tile), n_rows = tile_start(c, tile + 1) - start;
-    const float *x = (const float *)c->args->x + (size_t)start * (size_t)w->n_in;
-    c->kernels->pack_x(packed_tile(c, tile), x, (size_t)w->n_in, n_rows, w->n_in, c->format);
+    const float *x = (const float *)c->args->x + (size_t)start * (size_t)n_in + k;
+    size_t packed_rows = (size_t)(CEIL_DIV(n_rows, unit) * unit);
+    size_t before = packed_rows * (size_t)(k / INT8_GROUP * c->tiling->x_bytes);
+    c->kernels->pack_x(packed_tile(c, tile) + before, x, (size_t)n_in, n_rows,
+                       MIN(n_in - k, c->part_cols), c->format);
 }
 
-/* One panel, or two, times tiles [first, last). The tiles fetch the next panel in equal parts. */
+/* One panel, or two, times tiles [first, last). Several tiles fetch the next panel in equal parts.
+ */
 static void multiply_panels(const struct cut *c, int panel, int first, int last)
 {
     const struct linear_args *args = c->args;
     const struct weight *w = args->weight;
     int width = c->kernels->packing[c->format].panel, col = panel * width;
     const char *data = (const char *)w->data + (size_t)panel * c->panel_bytes;
-    size_t share = c->panel_bytes / (size_t)(last - first);
+    size_t share = c->panel_bytes / (size_t)(last - first), ahead = c->panel_bytes;
+    if (last - first == 1 && c->tiling->ahead_bytes > 0)
+        ahead = (size_t)c->tiling->ahead_bytes;
     for (int tile = first; tile < last; tile++) {
         int start = tile_start(c, tile);
         struct gemm_tile t = {
@@ -96,7 +117,7 @@ static void multiply_panels(const struct cut *c, int panel, int first, int last)
             .n_rows = tile_start(c, tile + 1) - start,
             .n_cols = MIN(c->panel_step * width, w->n_out - col),
             .n_groups = c->n_groups,
-            .prefetch = data + c->panel_bytes + share * (size_t)(tile - first),
+            .prefetch = data + ahead + share * (size_t)(tile - first),
             .prefetch_step = share / (size_t)c->n_groups,
             .out = (float *)args->out + (size_t)start * (size_t)w->n_out + col,
             .out_stride = (size_t)w->n_out,
@@ -117,8 +138,9 @@ void cpu_linear(struct device *device, const struct linear_args *args)
 #pragma omp parallel num_threads(c.n_threads)
     {
 #pragma omp for schedule(static)
-        for (int tile = 0; tile < c.n_tiles; tile++)
-            pack_tile(&c, tile);
+        for (int i = 0; i < c.n_tiles * c.n_parts; i++)
+            pack_part(&c, i / c.n_parts, i % c.n_parts);
+        c.kernels->begin_gemm();
         for (int block = 0; block < c.n_blocks; block++) {
             int first = (int)((int64_t)c.n_tiles * block / c.n_blocks);
             int last = (int)((int64_t)c.n_tiles * (block + 1) / c.n_blocks);
@@ -126,5 +148,6 @@ void cpu_linear(struct device *device, const struct linear_args *args)
             for (int panel = 0; panel < c.n_panels; panel += c.panel_step)
                 multiply_panels(&c, panel, first, last);
         }
+        c.kernels->end_gemm();
     }
 }
