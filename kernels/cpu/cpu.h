@@ -52,6 +52,12 @@ static inline enum weight_format weight_format(const struct weight *w)
     return w->quantization == QUANTIZATION_INT8 ? FORMAT_INT8 : (enum weight_format)w->dtype;
 }
 
+/* One row of the matrices that are stacked in a weight, in host memory. */
+struct source_row {
+    const char *data; /* NULL: zeros */
+    enum dtype dtype;
+};
+
 /* ---- kernels ------------------------------------------------------------------------------- */
 
 /* Rows x columns of y = x W^T: the columns of one or two panels, some of the k. */
@@ -94,10 +100,9 @@ struct cpu_kernels {
     void (*pack_x)(void *packed, const float *x, size_t stride, int n_rows, int n,
                    enum weight_format format);
     void (*gemm)(const struct gemm_tile *tile, enum weight_format format);
-    /* q = x / scale, rounded to nearest even. The scale, which is returned, makes the largest |q|
-     * 127, or a little less where a scale of bf16 is asked for: then it is rounded up. It is 0, as
-     * is q, when all x are smaller than 1.5e-36; a NaN or an infinity of x is one of the scale. */
-    float (*quantize)(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtype scale_dtype);
+    /* The panel of these rows, of n_in columns each, as packed weights. */
+    void (*pack_panel)(void *panel, const struct source_row rows[MAX_PANEL], int n_in,
+                       enum weight_format format);
     void (*add_rmsnorm)(float *out, float *residual, const float *delta, const float *gain, int dim,
                         float eps);
     void (*silu_mul)(float *out, const float *gate, const float *up, int dim);

@@ -3,6 +3,7 @@
 #include "kernels/cpu/eager_impl.h"
 #include "kernels/cpu/flash_impl.h"
 #include "kernels/cpu/gemm_impl.h"
+#include "kernels/cpu/pack_impl.h"
 #include "kernels/cpu/rows_impl.h"
 #include "kernels/cpu/sample_impl.h"
 
@@ -16,7 +17,7 @@ const struct cpu_kernels ISA_TABLE = {
     .max_rows_of_two = GEMM_MAX_ROWS_OF_TWO,
     .pack_x = pack_x,
     .gemm = gemm,
-    .quantize = quantize,
+    .pack_panel = pack_panel,
     .add_rmsnorm = add_rmsnorm,
     .silu_mul = silu_mul,
     .rope_cache = rope_cache,
