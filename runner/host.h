@@ -21,9 +21,13 @@ int64_t host_put_environment(struct store *s, const struct host_facts *host,
  * own when Slurm gave each task one, else the local_rank-th; -1: there are GPUs, and none is left.
  */
 int host_gpu_of_rank(int local_rank, int local_size);
-/* CPU threads for one of local_size ranks on this host, when they are not told apart by
- * OMP_NUM_THREADS, SLURM_CPUS_PER_TASK or the processors that each may run on; 0: all of these. */
-int host_threads_of_rank(int local_size);
+/* Where cpu_size ranks of this host may run on the same processors, gives the calling thread, and
+ * the threads that it starts from now on, the cpu_rank-th part of them, and returns its number of
+ * processors. Where there are fewer than ranks, or a quota of time instead of processors, it
+ * narrows nothing and returns the rank's share. 0: the rank's own threads are told apart by the
+ * launcher's binding, and all that it may run on are its own; or OMP_NUM_THREADS or
+ * SLURM_CPUS_PER_TASK, whose number is returned, or used by OpenMP. */
+int host_take_cpus(int cpu_rank, int cpu_size);
 
 /* Largest resident memory of this process so far, in bytes. */
 int64_t host_memory_peak_bytes(void);

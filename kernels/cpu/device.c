@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <malloc.h>
 #include <omp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,6 +106,43 @@ static int choose_threads(int wanted)
     return MIN(machine_cpus(), CPU_MAX_THREADS);
 }
 
+static bool is_bound_by_user(void)
+{
+    return getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY") ||
+           getenv("KMP_AFFINITY");
+}
+
+static void bind_thread(const cpu_set_t *cpus)
+{
+    (void)sched_setaffinity(0, sizeof(*cpus), cpus); /* a hint: slower without, not wrong */
+}
+
+/* Gives each thread a processor of its own among those that the caller may run on, when there are
+ * as many: a thread that stays finds its part of the weights in its caches and on its NUMA node,
+ * and never shares a processor with another one while a third is idle (two threads on two
+ * processors that others use as well, batches of 8: 108 to 116 instead of 81 to 87 tokens/s). Fewer
+ * threads could all be put where another process has put its own, so they stay free. So does the
+ * caller, whose mask would be inherited by every thread that it starts; the others leave it the
+ * first processor. */
+static void place_threads(int n_threads)
+{
+    cpu_set_t allowed;
+    if (is_bound_by_user() || sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        return;
+    bool one_each = CPU_COUNT(&allowed) == n_threads;
+#pragma omp parallel num_threads(n_threads)
+    {
+        cpu_set_t own = allowed;
+        int thread = omp_get_thread_num();
+        for (int cpu = 0, n = 0; one_each && cpu < CPU_SETSIZE; cpu++) {
+            if (CPU_ISSET(cpu, &allowed) && n++ != thread)
+                CPU_CLR(cpu, &own);
+        }
+        if (thread > 0)
+            bind_thread(&own);
+    }
+}
+
 static struct device *cpu_open(const struct device_options *options)
 {
     const struct cpu_kernels *kernels = choose_kernels(options->isa);
@@ -115,6 +153,7 @@ static struct device *cpu_open(const struct device_options *options)
     d->base.act_dtype = DTYPE_F32;
     d->kernels = kernels;
     d->n_threads = choose_threads(options->n_threads);
+    place_threads(d->n_threads);
     struct device_info *info = &d->base.info;
     info->kind = DEVICE_CPU;
     info->n_threads = d->n_threads;
