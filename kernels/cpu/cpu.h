@@ -117,8 +117,12 @@ struct cpu_kernels {
      * the b-th SAMPLE_BLOCK weights */
     void (*sample_weights)(float *weight, double *block_sum, const float *logits, int n,
                            float largest, float temperature);
-    /* Writes the i with weight[i] >= floor, ascending, into id[n]; returns their number. */
-    int (*sample_collect)(int *id, const float *weight, int n, float floor);
+    /* Writes the i with floor <= weight[i] < end, ascending, into id[n]; returns their number. */
+    int (*sample_collect)(int *id, const float *weight, int n, float floor, float end);
+    /* The sum of the weights >= floor. */
+    double (*sample_sum)(const float *weight, int n, float floor);
+    /* Makes the others 0, and block_sum and the sum, which is returned, those of what is left. */
+    double (*sample_prune)(float *weight, double *block_sum, int n, float floor);
 };
 
 /* avx512bf16 has VNNI as well: so have all processors with BF16. */

@@ -26,4 +26,6 @@ const struct cpu_kernels ISA_TABLE = {
     .argmax = argmax,
     .sample_weights = sample_weights,
     .sample_collect = sample_collect,
+    .sample_sum = sample_sum,
+    .sample_prune = sample_prune,
 };
