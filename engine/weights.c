@@ -157,6 +157,10 @@ struct loader {
     struct model *m;
     const struct weight_source *source;
     uint16_t bell[BYTE_SUMS];
+    /* Random numbers of one matrix. Kept from layer to layer: pages that are new each time would
+     * cost as much as the numbers. */
+    char *drawn;
+    size_t drawn_bytes;
 };
 
 static void tensor_name(char name[MAX_TENSOR_NAME], const struct part *part, int layer)
@@ -178,9 +182,27 @@ static void *host_alloc(const char *name, size_t bytes)
     return memory;
 }
 
+static void free_drawn(struct loader *loader)
+{
+    free(loader->drawn);
+    loader->drawn = NULL;
+    loader->drawn_bytes = 0;
+}
+
+static int reserve_drawn(struct loader *loader, const char *name, size_t bytes)
+{
+    if (bytes <= loader->drawn_bytes)
+        return 0;
+    free_drawn(loader);
+    loader->drawn = host_alloc(name, bytes);
+    loader->drawn_bytes = loader->drawn ? bytes : 0;
+    return loader->drawn ? 0 : -1;
+}
+
 /* Rows of a matrix and where they come from. */
 struct rows {
-    const struct tensor *tensor; /* of the checkpoint, or NULL       */
+    size_t first;                /* among those of the matrix     */
+    const struct tensor *tensor; /* of the checkpoint, or NULL    */
     void *owned;                 /* memory made for them, or NULL */
 };
 
@@ -191,12 +213,10 @@ static int get_rows(struct weight_part *out, struct rows *rows, const struct loa
     size_t n = dim[0] * dim[1];
     out->n_rows = (int)dim[0];
     if (!loader->source->checkpoint) {
-        rows->owned = host_alloc(name, n * sizeof(uint16_t));
-        if (!rows->owned)
-            return -1;
-        random_fill(rows->owned, n, stream_of(loader->source->init_seed, name), loader->bell,
+        uint16_t *drawn = (uint16_t *)(void *)loader->drawn + rows->first * dim[1];
+        random_fill(drawn, n, stream_of(loader->source->init_seed, name), loader->bell,
                     loader->m->device->info.n_threads);
-        out->rows = rows->owned;
+        out->rows = drawn;
         out->dtype = DTYPE_BF16;
         return 0;
     }
@@ -232,11 +252,17 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
                          .quantization = m->info.quantization,
                          .n_in = (int)dim_size(&m->arch, b->columns)};
     int rc = 0;
+    if (!loader->source->checkpoint)
+        rc = reserve_drawn(loader, b->part[0].name,
+                           n_rows(&m->arch, b) * (size_t)w->n_in * sizeof(uint16_t));
+    size_t first = 0;
     for (int i = 0; rc == 0 && i < n_parts(b); i++) {
         char name[MAX_TENSOR_NAME];
+        const size_t dim[] = {dim_size(&m->arch, b->part[i].rows), (size_t)w->n_in};
         tensor_name(name, &b->part[i], layer);
-        rc = get_rows(&parts[i], &rows[i], loader, name,
-                      (size_t[]){dim_size(&m->arch, b->part[i].rows), (size_t)w->n_in});
+        rows[i].first = first;
+        rc = get_rows(&parts[i], &rows[i], loader, name, dim);
+        first += dim[0];
     }
     if (rc == 0)
         rc = m->device->ops->weight_load(m->device, w, parts, n_parts(b));
@@ -309,8 +335,10 @@ int weights_load(struct model *m, const struct weight_source *source)
     bell_init(loader.bell, m->arch.init_std);
     m->layer = xcalloc((size_t)m->arch.n_layers, sizeof(*m->layer));
     int rc = load_bindings(&loader, model_bindings, ARRAY_LEN(model_bindings), m, -1);
+    free_drawn(&loader); /* of the vocabulary: a quarter of all weights of a small model */
     for (int i = 0; rc == 0 && i < m->arch.n_layers; i++)
         rc = load_bindings(&loader, layer_bindings, ARRAY_LEN(layer_bindings), &m->layer[i], i);
+    free_drawn(&loader);
     return rc;
 }
 
