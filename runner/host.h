@@ -21,12 +21,11 @@ int64_t host_put_environment(struct store *s, const struct host_facts *host,
  * own when Slurm gave each task one, else the local_rank-th; -1: there are GPUs, and none is left.
  */
 int host_gpu_of_rank(int local_rank, int local_size);
-/* Where cpu_size ranks of this host may run on the same processors, gives the calling thread, and
- * the threads that it starts from now on, the cpu_rank-th part of them, and returns its number of
- * processors. Where there are fewer than ranks, or a quota of time instead of processors, it
- * narrows nothing and returns the rank's share. 0: the rank's own threads are told apart by the
- * launcher's binding, and all that it may run on are its own; or OMP_NUM_THREADS or
- * SLURM_CPUS_PER_TASK, whose number is returned, or used by OpenMP. */
+/* The CPU threads for one of cpu_size ranks of this host that may run on the same processors; 0:
+ * all that it may run on. The calling thread, and those that it starts from now on, are left the
+ * cpu_rank-th part of these processors, unless there are fewer of them than ranks, or control
+ * groups give a quota of time. OMP_NUM_THREADS (0 is returned) and SLURM_CPUS_PER_TASK (which is
+ * returned) come first: then nothing is narrowed. */
 int host_take_cpus(int cpu_rank, int cpu_size);
 
 /* Largest resident memory of this process so far, in bytes. */

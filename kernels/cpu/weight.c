@@ -1,7 +1,7 @@
 /* weight.c - packing of weights (cpu.h, "packed weights") and reading table rows back.
  *
- * Portable C: a panel is packed CHUNK columns at a time, so that the rows' parts stay in the
- * first-level cache while they are interleaved; that takes less time than reading the model file.
+ * Every thread packs one run of neighbouring panels. So only where runs meet do two threads clear
+ * the same huge page, and on a machine of several NUMA nodes the pages spread over all of them.
  */
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/cpu.h"
