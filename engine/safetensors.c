@@ -450,6 +450,17 @@ const struct tensor *safetensors_get(const struct safetensors *s, const char *na
     return NULL;
 }
 
+void safetensors_release(const struct safetensors *s, const struct tensor *t)
+{
+    const struct entry *e = find_entry(s, t->name);
+    const struct shard *shard = s->shard;
+    while (shard->path != e->tensor.file)
+        shard++;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), header = shard->map_bytes - shard->data_bytes;
+    size_t begin = (header + e->begin) / page * page;
+    (void)madvise((char *)shard->map + begin, header + e->end - begin, MADV_DONTNEED);
+}
+
 /* ---- fingerprint ---- */
 
 static void add_samples(struct sha256 *h, const struct entry *e)

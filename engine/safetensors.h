@@ -38,6 +38,10 @@ const struct tensor *safetensors_find(const struct safetensors *s, const char *n
 const struct tensor *safetensors_get(const struct safetensors *s, const char *name, int n_dims,
                                      const size_t *dim);
 
+/* Gives the memory of a tensor that has been read back to the page cache: a mapped page counts as
+ * memory of this process. It may be read again. */
+void safetensors_release(const struct safetensors *s, const struct tensor *t);
+
 /* SHA-256 (hex) over names, dtypes, shapes, file sizes and a sample of every tensor's bytes:
  * identifies the checkpoint without reading all of it. */
 void safetensors_fingerprint(const struct safetensors *s, char hex[SHA256_HEX_LEN + 1]);

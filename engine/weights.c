@@ -157,6 +157,10 @@ struct loader {
     struct model *m;
     const struct weight_source *source;
     uint16_t bell[BYTE_SUMS];
+    /* Random numbers of one matrix. Kept from layer to layer: pages that are new each time would
+     * cost as much as the numbers. */
+    char *drawn;
+    size_t drawn_bytes;
 };
 
 static void tensor_name(char name[MAX_TENSOR_NAME], const struct part *part, int layer)
@@ -178,24 +182,46 @@ static void *host_alloc(const char *name, size_t bytes)
     return memory;
 }
 
-/* Finds one tensor of a matrix in the checkpoint, or draws it. *owned becomes what the caller has
- * to free. */
-static int get_rows(struct weight_part *out, void **owned, const struct loader *loader,
+static void free_drawn(struct loader *loader)
+{
+    free(loader->drawn);
+    loader->drawn = NULL;
+    loader->drawn_bytes = 0;
+}
+
+static int reserve_drawn(struct loader *loader, const char *name, size_t bytes)
+{
+    if (bytes <= loader->drawn_bytes)
+        return 0;
+    free_drawn(loader);
+    loader->drawn = host_alloc(name, bytes);
+    loader->drawn_bytes = loader->drawn ? bytes : 0;
+    return loader->drawn ? 0 : -1;
+}
+
+/* Rows of a matrix and where they come from. */
+struct rows {
+    size_t first;                /* among those of the matrix     */
+    const struct tensor *tensor; /* of the checkpoint, or NULL    */
+    void *owned;                 /* memory made for them, or NULL */
+};
+
+/* Finds one tensor of a matrix in the checkpoint, or draws it. free_rows is called in any case. */
+static int get_rows(struct weight_part *out, struct rows *rows, const struct loader *loader,
                     const char *name, const size_t dim[2])
 {
     size_t n = dim[0] * dim[1];
     out->n_rows = (int)dim[0];
     if (!loader->source->checkpoint) {
-        *owned = host_alloc(name, n * sizeof(uint16_t));
-        if (!*owned)
-            return -1;
-        random_fill(*owned, n, stream_of(loader->source->init_seed, name), loader->bell,
+        uint16_t *drawn = (uint16_t *)(void *)loader->drawn + rows->first * dim[1];
+        random_fill(drawn, n, stream_of(loader->source->init_seed, name), loader->bell,
                     loader->m->device->info.n_threads);
-        out->rows = *owned;
+        out->rows = drawn;
         out->dtype = DTYPE_BF16;
         return 0;
     }
     const struct tensor *t = safetensors_get(loader->source->checkpoint, name, 2, dim);
+    rows->tensor = t;
     if (!t)
         return -1;
     out->rows = t->data;
@@ -203,32 +229,45 @@ static int get_rows(struct weight_part *out, void **owned, const struct loader *
     if ((uintptr_t)t->data % dtype_bytes(t->dtype) == 0)
         return 0;
     /* The format does not promise that data are aligned; the backend needs it. */
-    *owned = host_alloc(name, n * dtype_bytes(t->dtype));
-    if (!*owned)
+    rows->owned = host_alloc(name, n * dtype_bytes(t->dtype));
+    if (!rows->owned)
         return -1;
-    out->rows = memcpy(*owned, t->data, n * dtype_bytes(t->dtype));
+    out->rows = memcpy(rows->owned, t->data, n * dtype_bytes(t->dtype));
     return 0;
+}
+
+static void free_rows(struct rows *rows, const struct loader *loader)
+{
+    if (rows->tensor)
+        safetensors_release(loader->source->checkpoint, rows->tensor);
+    free(rows->owned);
 }
 
 static int load_matrix(struct loader *loader, const struct binding *b, struct weight *w, int layer)
 {
     struct model *m = loader->m;
     struct weight_part parts[MAX_PARTS];
-    void *owned[MAX_PARTS] = {0};
+    struct rows rows[MAX_PARTS] = {0};
     *w = (struct weight){.dtype = m->info.dtype,
                          .quantization = m->info.quantization,
                          .n_in = (int)dim_size(&m->arch, b->columns)};
     int rc = 0;
+    if (!loader->source->checkpoint)
+        rc = reserve_drawn(loader, b->part[0].name,
+                           n_rows(&m->arch, b) * (size_t)w->n_in * sizeof(uint16_t));
+    size_t first = 0;
     for (int i = 0; rc == 0 && i < n_parts(b); i++) {
         char name[MAX_TENSOR_NAME];
+        const size_t dim[] = {dim_size(&m->arch, b->part[i].rows), (size_t)w->n_in};
         tensor_name(name, &b->part[i], layer);
-        rc = get_rows(&parts[i], &owned[i], loader, name,
-                      (size_t[]){dim_size(&m->arch, b->part[i].rows), (size_t)w->n_in});
+        rows[i].first = first;
+        rc = get_rows(&parts[i], &rows[i], loader, name, dim);
+        first += dim[0];
     }
     if (rc == 0)
         rc = m->device->ops->weight_load(m->device, w, parts, n_parts(b));
     for (int i = 0; i < MAX_PARTS; i++)
-        free(owned[i]);
+        free_rows(&rows[i], loader);
     m->info.weight_bytes += w->bytes;
     return rc;
 }
@@ -296,8 +335,10 @@ int weights_load(struct model *m, const struct weight_source *source)
     bell_init(loader.bell, m->arch.init_std);
     m->layer = xcalloc((size_t)m->arch.n_layers, sizeof(*m->layer));
     int rc = load_bindings(&loader, model_bindings, ARRAY_LEN(model_bindings), m, -1);
+    free_drawn(&loader); /* of the vocabulary: a quarter of all weights of a small model */
     for (int i = 0; rc == 0 && i < m->arch.n_layers; i++)
         rc = load_bindings(&loader, layer_bindings, ARRAY_LEN(layer_bindings), &m->layer[i], i);
+    free_drawn(&loader);
     return rc;
 }
 

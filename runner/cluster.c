@@ -336,7 +336,7 @@ int cluster_open(struct cluster **out)
 
 struct cluster_place cluster_get_place(const struct cluster *c)
 {
-    return c ? c->place : (struct cluster_place){.size = 1, .local_size = 1};
+    return c ? c->place : (struct cluster_place){.size = 1, .local_size = 1, .cpu_size = 1};
 }
 
 void cluster_listen(struct cluster *c, const struct cluster_events *events)

@@ -22,7 +22,8 @@ struct cluster;
 
 struct cluster_place {
     int rank, size;
-    int local_rank, local_size; /* among the ranks on the same host */
+    int local_rank, local_size; /* among the ranks on the same host                     */
+    int cpu_rank, cpu_size;     /* among those of them that may use the same processors */
 };
 
 /* Joins the other ranks; *out stays NULL when this process is alone. ERR_RESOURCE: started as

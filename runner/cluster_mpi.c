@@ -1,10 +1,12 @@
-/* cluster_mpi.c - the transport of cluster.h over MPI: point-to-point messages, nothing collective.
+/* cluster_mpi.c - the transport of cluster.h over MPI: point-to-point messages; only the start, in
+ * which ranks of a host find each other, is collective.
  *
  * Built into quire_mpi.so, so that quire itself starts without MPI. The only user of mpi.h.
  */
 #include "runner/cluster.h"
 
 #include <mpi.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +21,22 @@ struct sending {
 
 static struct sending *sendings;
 
+/* A launcher that binds gives each rank a mask of its own; one that does not leaves all of them the
+ * same. */
+static void compare_masks(struct cluster_place *place, MPI_Comm node)
+{
+    cpu_set_t own, *mask = xcalloc((size_t)place->local_size, sizeof(*mask));
+    CPU_ZERO(&own);
+    (void)sched_getaffinity(0, sizeof(own), &own); /* unknown masks are all empty: shared */
+    MPI_Allgather(&own, sizeof(own), MPI_BYTE, mask, sizeof(own), MPI_BYTE, node);
+    for (int r = 0; r < place->local_size; r++) {
+        bool same = CPU_EQUAL(&mask[r], &own);
+        place->cpu_size += same;
+        place->cpu_rank += same && r < place->local_rank;
+    }
+    free(mask);
+}
+
 static int open_mpi(struct cluster_place *out)
 {
     int provided;
@@ -31,6 +49,7 @@ static int open_mpi(struct cluster_place *out)
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, out->rank, MPI_INFO_NULL, &node);
     MPI_Comm_rank(node, &out->local_rank);
     MPI_Comm_size(node, &out->local_size);
+    compare_masks(out, node);
     MPI_Comm_free(&node);
     return 0;
 }

@@ -77,19 +77,37 @@ int host_gpu_of_rank(int local_rank, int local_size)
     return local_rank < n_gpus ? local_rank : -1;
 }
 
-int host_threads_of_rank(int local_size)
+/* Leaves in *cpus only those from the first-th to before the end-th. */
+static void keep_cpus(cpu_set_t *cpus, int first, int end)
+{
+    for (int cpu = 0, n = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, cpus))
+            continue;
+        if (n < first || n >= end)
+            CPU_CLR(cpu, cpus);
+        n++;
+    }
+}
+
+int host_take_cpus(int cpu_rank, int cpu_size)
 {
     int64_t n;
-    cpu_set_t allowed;
-    if (local_size == 1 || parse_int64(&n, environment_text("OMP_NUM_THREADS")))
+    cpu_set_t cpus;
+    struct device_info info;
+    if (cpu_size == 1 || parse_int64(&n, environment_text("OMP_NUM_THREADS")))
         return 0;
     if (parse_int64(&n, environment_text("SLURM_CPUS_PER_TASK")))
         return (int)n;
-    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+    if (device_describe(&info, DEVICE_CPU, &(struct device_options){0}) != 0 ||
+        sched_getaffinity(0, sizeof(cpus), &cpus) != 0)
         return 0;
-    int own = CPU_COUNT(&allowed);
-    bool shared = (long)own * local_size > sysconf(_SC_NPROCESSORS_ONLN);
-    return shared ? MAX(own / local_size, 1) : 0;
+    if (CPU_COUNT(&cpus) == info.n_threads && info.n_threads >= cpu_size) {
+        keep_cpus(&cpus, info.n_threads * cpu_rank / cpu_size,
+                  info.n_threads * (cpu_rank + 1) / cpu_size);
+        if (sched_setaffinity(0, sizeof(cpus), &cpus) == 0)
+            return CPU_COUNT(&cpus);
+    }
+    return MAX(info.n_threads / cpu_size, 1);
 }
 
 int64_t host_memory_peak_bytes(void)

@@ -21,9 +21,12 @@ int64_t host_put_environment(struct store *s, const struct host_facts *host,
  * own when Slurm gave each task one, else the local_rank-th; -1: there are GPUs, and none is left.
  */
 int host_gpu_of_rank(int local_rank, int local_size);
-/* CPU threads for one of local_size ranks on this host, when they are not told apart by
- * OMP_NUM_THREADS, SLURM_CPUS_PER_TASK or the processors that each may run on; 0: all of these. */
-int host_threads_of_rank(int local_size);
+/* The CPU threads for one of cpu_size ranks of this host that may run on the same processors; 0:
+ * all that it may run on. The calling thread, and those that it starts from now on, are left the
+ * cpu_rank-th part of these processors, unless there are fewer of them than ranks, or control
+ * groups give a quota of time. OMP_NUM_THREADS (0 is returned) and SLURM_CPUS_PER_TASK (which is
+ * returned) come first: then nothing is narrowed. */
+int host_take_cpus(int cpu_rank, int cpu_size);
 
 /* Largest resident memory of this process so far, in bytes. */
 int64_t host_memory_peak_bytes(void);

@@ -26,6 +26,7 @@ struct worker {
     struct engine *engine;   /* NULL: none is open  */
     struct opening opening;  /* of the order at hand */
     int gpu;                 /* ordinal for this rank; -1: none is left for it */
+    bool has_cpus;           /* took this rank's part of the processors        */
     int n_threads;           /* for this rank; 0: all that it may use          */
     double busy_s, pulse_s;
     char warned_of[DECISION_REASON_MAX]; /* the last degraded_reason that was shown */
@@ -73,6 +74,16 @@ static void close_model(struct worker *w)
     w->loaded = NULL;
 }
 
+/* CPU threads of this rank. A GPU's host threads may run wherever the process may. */
+static int own_threads(struct worker *w)
+{
+    struct cluster_place place = cluster_get_place(w->options->cluster);
+    if (!w->has_cpus)
+        w->n_threads = host_take_cpus(place.cpu_rank, place.cpu_size);
+    w->has_cpus = true;
+    return w->n_threads;
+}
+
 /* Loads the model of a group on a device, unless it is there already. */
 static int load_model(struct worker *w, const struct model_group *group, enum device_kind device)
 {
@@ -83,8 +94,8 @@ static int load_model(struct worker *w, const struct model_group *group, enum de
     work_model_options(group, &options);
     options.device = device;
     options.device_options.index = w->gpu;
-    if (!options.device_options.n_threads)
-        options.device_options.n_threads = w->n_threads;
+    if (!options.device_options.n_threads && device == DEVICE_CPU)
+        options.device_options.n_threads = own_threads(w);
     if (device == DEVICE_CUDA && w->gpu < 0)
         return err_set(ERR_RUN, "no GPU is left for this rank: the host has more ranks than GPUs");
     send_pulse(w, true);
@@ -222,8 +233,7 @@ void worker_run(const struct worker_options *options)
     const struct work_list *work = options->work;
     struct cluster_place place = cluster_get_place(options->cluster);
     struct worker w = {.options = options,
-                       .gpu = host_gpu_of_rank(place.local_rank, place.local_size),
-                       .n_threads = host_threads_of_rank(place.local_size)};
+                       .gpu = host_gpu_of_rank(place.local_rank, place.local_size)};
     w.of_model = xcalloc((size_t)work->n_groups, sizeof(*w.of_model));
     for (int g = 0; g < work->n_groups; g++)
         w.of_model[g] = work->group[g].decision;

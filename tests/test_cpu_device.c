@@ -4,6 +4,8 @@
 #include "kernels/cpu/machine.h"
 #include "tests/ops_reference.h"
 
+#include <omp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +48,82 @@ static void a_wanted_number_of_threads_is_taken(void **state)
     (void)state;
     struct device *device = open_cpu("plain", 3);
     assert_int_equal(device->info.n_threads, 3);
+    backend_cpu.close(device);
+}
+
+/* ---- where threads run ---- */
+
+#define MAX_MASKS 64
+
+/* The masks of the threads that operations of n_threads threads run on. */
+static void get_masks(cpu_set_t mask[MAX_MASKS], int n_threads)
+{
+#pragma omp parallel num_threads(n_threads)
+    sched_getaffinity(0, sizeof(*mask), &mask[omp_get_thread_num()]);
+}
+
+static bool is_inside(const cpu_set_t *mask, const cpu_set_t *all)
+{
+    cpu_set_t both;
+    CPU_AND(&both, mask, all);
+    return CPU_EQUAL(&both, mask);
+}
+
+static void as_many_threads_as_processors_have_one_each(void **state)
+{
+    cpu_set_t all, mask[MAX_MASKS], taken;
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+    int n = CPU_COUNT(&all);
+    if (n == 1 || n > MAX_MASKS)
+        skip();
+    struct device *device = open_cpu("plain", n);
+    get_masks(mask, n);
+    assert_true(CPU_EQUAL(&mask[0], &all)); /* what threads of the caller will inherit */
+    CPU_ZERO(&taken);
+    for (int i = 1; i < n; i++) {
+        assert_int_equal(CPU_COUNT(&mask[i]), 1);
+        assert_true(is_inside(&mask[i], &all));
+        CPU_OR(&taken, &taken, &mask[i]);
+    }
+    assert_int_equal(CPU_COUNT(&taken), n - 1);
+    backend_cpu.close(device);
+}
+
+/* Two such processes would share some processors and leave others idle. */
+static void fewer_or_more_threads_than_processors_stay_free(void **state)
+{
+    cpu_set_t all, mask[MAX_MASKS];
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+    int n = CPU_COUNT(&all);
+    if (n + 1 > MAX_MASKS)
+        skip();
+    backend_cpu.close(open_cpu("plain", n)); /* what it set must not stay */
+    for (int n_threads = n > 1 ? n - 1 : n + 1; n_threads <= n + 1; n_threads += 2) {
+        struct device *device = open_cpu("plain", n_threads);
+        get_masks(mask, n_threads);
+        for (int i = 0; i < n_threads; i++)
+            assert_true(CPU_EQUAL(&mask[i], &all));
+        backend_cpu.close(device);
+    }
+}
+
+static void a_binding_of_the_user_is_left_alone(void **state)
+{
+    cpu_set_t all, mask[MAX_MASKS];
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+    int n = CPU_COUNT(&all);
+    if (n > MAX_MASKS)
+        skip();
+    backend_cpu.close(open_cpu("plain", n + 1)); /* frees all threads */
+    setenv("OMP_PROC_BIND", "false", 1);
+    struct device *device = open_cpu("plain", n);
+    unsetenv("OMP_PROC_BIND");
+    get_masks(mask, n);
+    for (int i = 0; i < n; i++)
+        assert_true(CPU_EQUAL(&mask[i], &all));
     backend_cpu.close(device);
 }
 
@@ -220,6 +298,9 @@ int main(void)
         cmocka_unit_test(the_best_instruction_set_is_chosen),
         cmocka_unit_test(an_unknown_instruction_set_is_refused_with_the_valid_names),
         cmocka_unit_test(a_wanted_number_of_threads_is_taken),
+        cmocka_unit_test(as_many_threads_as_processors_have_one_each),
+        cmocka_unit_test(fewer_or_more_threads_than_processors_stay_free),
+        cmocka_unit_test(a_binding_of_the_user_is_left_alone),
         cmocka_unit_test(memory_is_aligned_and_too_much_is_refused),
         cmocka_unit_test(memory_that_was_promised_cannot_be_promised_again),
         cmocka_unit_test(copies_arrive),

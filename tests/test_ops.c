@@ -177,17 +177,55 @@ static void a_row_of_a_product_has_the_same_bits_in_any_batch(void **state)
 
 /* ---- embed and gather ---- */
 
+/* The row of a table of one row: [64] numbers of this dtype, loaded as it. The caller frees. */
+static uint32_t *embed_row(struct device *device, enum dtype dtype, const void *row)
+{
+    struct weight w = {.dtype = dtype, .n_in = 64};
+    int *token = to_device(device, &(int){0}, sizeof(int));
+    void *x = device->ops->alloc(device, 64 * sizeof(float));
+    assert_int_equal(device->ops->weight_load(device, &w, &(struct weight_part){row, dtype, 1}, 1),
+                     0);
+    device->ops->embed(device, x, &w, token, NULL, 1);
+    uint32_t *bits = to_host(device, x, 64 * sizeof(float));
+    device->ops->weight_free(device, &w);
+    device->ops->free(device, token);
+    device->ops->free(device, x);
+    return bits;
+}
+
+/* Signalling NaN with a payload, which arithmetic would change. */
+static void check_payload(struct device *device)
+{
+    uint32_t f32[64] = {[5] = 0x7F812345u};
+    uint16_t bf16[64] = {[6] = 0x7F81u}, f16[64] = {[7] = 0xFC01u};
+    uint32_t *row = embed_row(device, DTYPE_F32, f32);
+    assert_memory_equal(row, f32, sizeof(f32));
+    free(row);
+    row = embed_row(device, DTYPE_BF16, bf16);
+    assert_int_equal(row[6], 0x7F810000u);
+    free(row);
+    row = embed_row(device, DTYPE_F16, f16);
+    assert_int_equal(row[7], 0xFF802000u);
+    free(row);
+}
+
+static void a_number_that_is_not_converted_keeps_every_bit(void **state)
+{
+    (void)state;
+    on_every_isa(check_payload);
+}
+
 static void check_embed(struct device *device)
 {
-    static const int widths[] = {1, 8, 63, 64, 172};
+    static const int widths[] = {1, 8, 63, 64, 65, 172};
     static const int token[] = {0, 98, -2, 33, -1}, sampled[] = {41, 7};
     static const int expected[] = {0, 98, 7, 33, 41};
     int *device_token = to_device(device, token, sizeof(token));
     int *device_sampled = to_device(device, sampled, sizeof(sampled));
     for (size_t i = 0; i < ARRAY_LEN(widths); i++) {
-        for (enum dtype dtype = 0; dtype < DTYPE_N; dtype++) {
-            struct product p = {1, 99, widths[i], .dtype = dtype};
-            product_init(&p, device, DTYPE_F32);
+        for (int types = 0; types < DTYPE_N * DTYPE_N; types++) {
+            struct product p = {1, 99, widths[i], .dtype = (enum dtype)(types / DTYPE_N)};
+            product_init(&p, device, (enum dtype)(types % DTYPE_N));
             size_t width = (size_t)widths[i], bytes = width * sizeof(float);
             void *x = device->ops->alloc(device, ARRAY_LEN(token) * bytes);
             device->ops->embed(device, x, &p.weight, device_token, device_sampled,
@@ -540,6 +578,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
         cmocka_unit_test(a_row_of_a_product_has_the_same_bits_in_any_batch),
+        cmocka_unit_test(a_number_that_is_not_converted_keeps_every_bit),
         cmocka_unit_test(embed_returns_the_rows_that_were_loaded),
         cmocka_unit_test(gather_copies_the_named_rows),
         cmocka_unit_test(add_rmsnorm_adds_and_normalises),

@@ -1,8 +1,10 @@
 /* Checkpoint files: what a good one gives, and that no hostile one gets past the header. */
 #include "tests/testing.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/safetensors.h"
 
@@ -290,6 +292,42 @@ static void an_index_that_names_endless_files_is_refused(void **state)
 
 /* ---- fingerprint ---- */
 
+/* Pages of files that this process has mapped and touched. */
+static size_t mapped_pages(void)
+{
+    unsigned long size, resident, of_files = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%lu %lu %lu", &size, &resident, &of_files), 3);
+    fclose(f);
+    return of_files;
+}
+
+static void a_released_tensor_leaves_memory_and_can_be_read_again(void **state)
+{
+    enum { BYTES = 8 << 20, HEADER = 200 };
+    (void)state;
+    uint8_t *data = xmalloc(BYTES);
+    char header[HEADER];
+    for (size_t i = 0; i < BYTES; i++)
+        data[i] = (uint8_t)(i * 7 >> 3);
+    snprintf(header, sizeof(header),
+             "{\"a\": {\"dtype\": \"F16\", \"shape\": [50], \"data_offsets\": [0, 100]},"
+             "\"b\": {\"dtype\": \"F16\", \"shape\": [%d], \"data_offsets\": [100, %d]}}",
+             (BYTES - 100) / 2, BYTES);
+    write_checkpoint("model.safetensors", header, data, BYTES);
+    struct safetensors *s = open_good();
+    const struct tensor *a = safetensors_find(s, "a"), *b = safetensors_find(s, "b");
+    assert_memory_equal(b->data, data + 100, BYTES - 100);
+    size_t before = mapped_pages(), page = (size_t)sysconf(_SC_PAGESIZE);
+    safetensors_release(s, b);
+    assert_true(before - mapped_pages() >= BYTES / page / 2);
+    assert_memory_equal(a->data, data, 100);
+    assert_memory_equal(b->data, data + 100, BYTES - 100);
+    safetensors_close(s);
+    free(data);
+}
+
 static void fingerprint_of(char hex[SHA256_HEX_LEN + 1], const char *header, const uint8_t *data)
 {
     write_checkpoint("model.safetensors", header, data, 16);
@@ -329,6 +367,7 @@ int main(void)
         cmocka_unit_test(damaged_headers_are_refused),
         cmocka_unit_test(a_wrong_header_length_is_refused),
         cmocka_unit_test(a_file_cut_anywhere_is_refused),
+        cmocka_unit_test(a_released_tensor_leaves_memory_and_can_be_read_again),
         cmocka_unit_test(the_fingerprint_follows_names_shapes_dtypes_and_values),
         cmocka_unit_test(a_directory_without_weights_says_so),
         cmocka_unit_test(shards_are_one_checkpoint),

@@ -392,7 +392,7 @@ static void pack_tiles_int8(char *packed, const float *x, size_t stride, int n_r
             float last[INT8_GROUP] = {0};
             if (n - k < INT8_GROUP)
                 from = memcpy(last, from, (size_t)(n - k) * sizeof(float));
-            scale[r] = quantize((int8_t *)packed + r * INT8_GROUP, from, DTYPE_F32);
+            scale[r] = quantize((int8_t *)packed + r * INT8_GROUP, from);
         }
         packed += packed_rows * AMX_X_BYTES_INT8;
     }

@@ -52,6 +52,12 @@ static inline enum weight_format weight_format(const struct weight *w)
     return w->quantization == QUANTIZATION_INT8 ? FORMAT_INT8 : (enum weight_format)w->dtype;
 }
 
+/* One row of the matrices that are stacked in a weight, in host memory. */
+struct source_row {
+    const char *data; /* NULL: zeros */
+    enum dtype dtype;
+};
+
 /* ---- kernels ------------------------------------------------------------------------------- */
 
 /* Rows x columns of y = x W^T: the columns of one or two panels, some of the k. */
@@ -109,10 +115,9 @@ struct cpu_kernels {
     void (*begin_gemm)(void);
     void (*gemm)(const struct gemm_tile *tile, enum weight_format format);
     void (*end_gemm)(void);
-    /* q = x / scale, rounded to nearest even. The scale, which is returned, makes the largest |q|
-     * 127, or a little less where a scale of bf16 is asked for: then it is rounded up. It is 0, as
-     * is q, when all x are smaller than 1.5e-36; a NaN or an infinity of x is one of the scale. */
-    float (*quantize)(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtype scale_dtype);
+    /* The panel of these rows, of n_in columns each, as packed weights. */
+    void (*pack_panel)(void *panel, const struct source_row rows[MAX_PANEL], int n_in,
+                       enum weight_format format);
     void (*add_rmsnorm)(float *out, float *residual, const float *delta, const float *gain, int dim,
                         float eps);
     void (*silu_mul)(float *out, const float *gate, const float *up, int dim);
@@ -127,8 +132,12 @@ struct cpu_kernels {
      * the b-th SAMPLE_BLOCK weights */
     void (*sample_weights)(float *weight, double *block_sum, const float *logits, int n,
                            float largest, float temperature);
-    /* Writes the i with weight[i] >= floor, ascending, into id[n]; returns their number. */
-    int (*sample_collect)(int *id, const float *weight, int n, float floor);
+    /* Writes the i with floor <= weight[i] < end, ascending, into id[n]; returns their number. */
+    int (*sample_collect)(int *id, const float *weight, int n, float floor, float end);
+    /* The sum of the weights >= floor. */
+    double (*sample_sum)(const float *weight, int n, float floor);
+    /* Makes the others 0, and block_sum and the sum, which is returned, those of what is left. */
+    double (*sample_prune)(float *weight, double *block_sum, int n, float floor);
 };
 
 /* avx512bf16 has VNNI as well: so have all processors with BF16; amx has all of avx512bf16. */

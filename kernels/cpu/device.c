@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <malloc.h>
 #include <omp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,9 @@
 #endif
 
 /* Memory from this size on starts at a huge page and asks for them: a decode step streams all
- * weights, and with 4 KiB pages each of them costs a walk of the page table. */
+ * weights, and with 4 KiB pages each of them costs a walk of the page table. What is left behind
+ * the last whole one has small pages: filling it up would add a quarter to the weights of
+ * Qwen3-0.6B in int8. */
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 /* ---- opening ---- */
@@ -123,6 +126,43 @@ static int choose_threads(int wanted)
     return MIN(machine_cpus(), CPU_MAX_THREADS);
 }
 
+static bool is_bound_by_user(void)
+{
+    return getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY") ||
+           getenv("KMP_AFFINITY");
+}
+
+static void bind_thread(const cpu_set_t *cpus)
+{
+    (void)sched_setaffinity(0, sizeof(*cpus), cpus); /* a hint: slower without, not wrong */
+}
+
+/* Gives each thread a processor of its own among those that the caller may run on, when there are
+ * as many: a thread that stays finds its part of the weights in its caches and on its NUMA node,
+ * and never shares a processor with another one while a third is idle (two threads on two
+ * processors that others use as well, batches of 8: 108 to 116 instead of 81 to 87 tokens/s). Fewer
+ * threads could all be put where another process has put its own, so they stay free. So does the
+ * caller, whose mask would be inherited by every thread that it starts; the others leave it the
+ * first processor. */
+static void place_threads(int n_threads)
+{
+    cpu_set_t allowed;
+    if (is_bound_by_user() || sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        return;
+    bool one_each = CPU_COUNT(&allowed) == n_threads;
+#pragma omp parallel num_threads(n_threads)
+    {
+        cpu_set_t own = allowed;
+        int thread = omp_get_thread_num();
+        for (int cpu = 0, n = 0; one_each && cpu < CPU_SETSIZE; cpu++) {
+            if (CPU_ISSET(cpu, &allowed) && n++ != thread)
+                CPU_CLR(cpu, &own);
+        }
+        if (thread > 0)
+            bind_thread(&own);
+    }
+}
+
 static struct device *cpu_open(const struct device_options *options)
 {
     const struct cpu_kernels *kernels = choose_kernels(options->isa);
@@ -133,6 +173,7 @@ static struct device *cpu_open(const struct device_options *options)
     d->base.act_dtype = DTYPE_F32;
     d->kernels = kernels;
     d->n_threads = choose_threads(options->n_threads);
+    place_threads(d->n_threads);
     struct device_info *info = &d->base.info;
     info->kind = DEVICE_CPU;
     info->n_threads = d->n_threads;
@@ -171,12 +212,11 @@ static void *cpu_alloc(struct device *device, size_t bytes)
 {
     struct cpu_device *d = cpu_device(device);
     size_t align = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : CPU_CACHE_LINE;
-    size_t rounded;
+    size_t with_padding; /* of the allocator */
     void *memory = NULL;
-    if (size_add(&rounded, bytes, align) && is_available(d, bytes)) {
-        rounded = (bytes ? CEIL_DIV(bytes, align) : 1) * align;
-        memory = aligned_alloc(align, rounded);
-    }
+    if (size_add(&with_padding, bytes, align) && is_available(d, bytes) &&
+        posix_memalign(&memory, align, MAX(bytes, (size_t)1)) != 0)
+        memory = NULL;
     if (!memory) {
         char want[32], have[32];
         err_set(ERR_RESOURCE, "not enough memory: %s wanted, %s free",
@@ -185,7 +225,8 @@ static void *cpu_alloc(struct device *device, size_t bytes)
         return NULL;
     }
     if (align == HUGE_PAGE_BYTES)
-        (void)madvise(memory, rounded, MADV_HUGEPAGE); /* a hint: slower without, not wrong */
+        /* A hint: slower without, not wrong. */
+        (void)madvise(memory, bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, MADV_HUGEPAGE);
     d->allocated_bytes += malloc_usable_size(memory);
     return memory;
 }

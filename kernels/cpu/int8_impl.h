@@ -119,12 +119,13 @@ VEC_INLINE float largest_magnitude(const float x[INT8_GROUP])
     return f32_from_bits((uint32_t)largest_lane(top));
 }
 
-static float quantize(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtype scale_dtype)
+/* q = x / scale, rounded to nearest even. The scale, which is returned, makes the largest |q| 127;
+ * it is 0, as is q, when all x are smaller than 1.5e-36; a NaN or an infinity of x is one of the
+ * scale. */
+static float quantize(int8_t q[INT8_GROUP], const float x[INT8_GROUP])
 {
     const float round_magic = 0x1.8p23f; /* adding it leaves the rounded number in the low bits */
     float scale = largest_magnitude(x) / 127;
-    if (scale_dtype == DTYPE_BF16 && scale <= FLT_MAX)
-        scale = f32_from_bits((f32_bits(scale) + 0xFFFFu) & 0xFFFF0000u);
     if (scale < FLT_MIN)
         scale = 0;
     vec inverse = vec_set1(scale > 0 ? 1 / scale : 0);
@@ -140,7 +141,7 @@ static float quantize(int8_t q[INT8_GROUP], const float x[INT8_GROUP], enum dtyp
 VEC_INLINE void pack_group(char *to, size_t step, const float x[INT8_GROUP])
 {
     int8_t q[INT8_GROUP];
-    float scale = quantize(q, x, DTYPE_F32);
+    float scale = quantize(q, x);
     int32_t sum = 0;
     for (int i = 0; i < INT8_GROUP; i++)
         sum += q[i];

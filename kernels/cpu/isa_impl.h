@@ -6,17 +6,41 @@
 #include "kernels/cpu/gemm_impl.h"
 #include "kernels/cpu/rows_impl.h"
 #include "kernels/cpu/sample_impl.h"
+
 #ifdef ISA_TILES
 #include "kernels/cpu/amx_impl.h"
+#define PACKING_BF16                                                                               \
+    {                                                                                              \
+        AMX_PANEL, 2, 0                                                                            \
+    }
+#define PACKING_INT8                                                                               \
+    {                                                                                              \
+        AMX_PANEL, 4, 0                                                                            \
+    }
+#else
+#define PACKING_BF16                                                                               \
+    {                                                                                              \
+        PANEL, PAIRS, 0                                                                            \
+    }
+#define PACKING_INT8                                                                               \
+    {                                                                                              \
+        PANEL, INT8_UNIT, INT8_OFFSET                                                              \
+    }
 #endif
+/* f32 and f16 */
+#define PACKING_SINGLE                                                                             \
+    {                                                                                              \
+        PANEL, 1, 0                                                                                \
+    }
+#include "kernels/cpu/pack_impl.h"
 
 const struct cpu_kernels ISA_TABLE = {
     .isa = ISA_NAME,
+    .packing = {[FORMAT_F32] = PACKING_SINGLE,
+                [FORMAT_BF16] = PACKING_BF16,
+                [FORMAT_F16] = PACKING_SINGLE,
+                [FORMAT_INT8] = PACKING_INT8},
 #ifdef ISA_TILES
-    .packing = {[FORMAT_F32] = {PANEL, 1, 0},
-                [FORMAT_BF16] = {AMX_PANEL, 2, 0},
-                [FORMAT_F16] = {PANEL, 1, 0},
-                [FORMAT_INT8] = {AMX_PANEL, 4, 0}},
     .tiling = {[FORMAT_F32] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
                [FORMAT_BF16] = AMX_TILING(AMX_X_BYTES_BF16),
                [FORMAT_F16] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
@@ -26,10 +50,6 @@ const struct cpu_kernels ISA_TABLE = {
     .gemm = gemm_with_tiles,
     .end_gemm = amx_release,
 #else
-    .packing = {[FORMAT_F32] = {PANEL, 1, 0},
-                [FORMAT_BF16] = {PANEL, PAIRS, 0},
-                [FORMAT_F16] = {PANEL, 1, 0},
-                [FORMAT_INT8] = {PANEL, INT8_UNIT, INT8_OFFSET}},
     .tiling = {[FORMAT_F32] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
                [FORMAT_BF16] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(PAIRS)),
                [FORMAT_F16] = GEMM_TILING(GEMM_BYTES_OF_GROUPS(1)),
@@ -39,7 +59,7 @@ const struct cpu_kernels ISA_TABLE = {
     .gemm = gemm,
     .end_gemm = gemm_without_state,
 #endif
-    .quantize = quantize,
+    .pack_panel = pack_panel,
     .add_rmsnorm = add_rmsnorm,
     .silu_mul = silu_mul,
     .rope_cache = rope_cache,
@@ -48,4 +68,6 @@ const struct cpu_kernels ISA_TABLE = {
     .argmax = argmax,
     .sample_weights = sample_weights,
     .sample_collect = sample_collect,
+    .sample_sum = sample_sum,
+    .sample_prune = sample_prune,
 };

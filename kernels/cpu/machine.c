@@ -3,11 +3,10 @@
 #include "engine/util.h"
 
 #include <math.h>
-#include <sched.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define MAX_LINE_LEN 8192
 
@@ -190,12 +189,10 @@ size_t machine_memory_free_bytes(void)
 
 int machine_cpus(void)
 {
-    cpu_set_t allowed;
-    long cpus = sched_getaffinity(0, sizeof(allowed), &allowed) == 0
-                    ? CPU_COUNT(&allowed)
-                    : sysconf(_SC_NPROCESSORS_ONLN);
+    /* Not the mask of this thread: with OMP_PROC_BIND that is one processor. */
+    int cpus = omp_get_num_procs();
     double quota = own_limits().cpus;
     if (quota > 0)
-        cpus = MIN(cpus, (long)ceil(quota));
-    return (int)MAX(cpus, 1L);
+        cpus = MIN(cpus, (int)ceil(quota));
+    return MAX(cpus, 1);
 }

@@ -3,11 +3,13 @@
  * Order the ids by (logit descending, id ascending): each of top-k, top-p and
  * min-p keeps a beginning of what it gets, top-p as a part of the probability
  * that top-k has left. Nothing is sorted. A pass over the vocabulary turns
- * logits into weights, relative to the largest, and a second one collects the
- * few ids that can still be kept; where a beginning ends is found by counting
- * weights by the leading bits of the logits (radix selection), which three
- * times narrows the place. The draw walks over what is left in the order of the
- * ids.
+ * logits into weights, relative to the largest. Top-k then collects the few ids
+ * that can still be kept. Top-p alone may keep most of the vocabulary: passes
+ * that only add up weights bracket the weight at which its beginning ends, and
+ * the ids between the brackets are collected. Among collected ids the end is
+ * found by counting weights by the leading bits of the logits (radix
+ * selection), which three times narrows the place. The draw walks over what is
+ * left in the order of the ids.
  *
  * Sums run over blocks of SAMPLE_BLOCK ids in the order of the ids, in double
  * precision.
@@ -21,7 +23,14 @@
 
 /* Relative to the largest weight, what top-k first looks at: mostly this leaves k ids or more and
  * far fewer than the vocabulary; when it leaves fewer, the next floor is tried. */
-static const float TOP_K_FLOORS[] = {0.03f, 3e-4f, 0};
+static const float TOP_K_FLOORS[] = {0.3f, 0.03f, 3e-4f, 0};
+
+/* Weights are at most 1. Those below 2^LEAST_EXPONENT of 152 thousand ids add up to less than 4e-5:
+ * hardly ever does top-p end there. */
+#define LEAST_EXPONENT (-32)
+/* A pass that halves the bracket takes the time of selecting among some hundred ids. */
+#define BRACKET_IDS   512
+#define BRACKET_STEPS 14
 
 #define RADIX_LEVELS 3
 static const int RADIX_BITS[RADIX_LEVELS] = {11, 11, 10};
@@ -61,9 +70,10 @@ static uint32_t sort_key(float logit)
     return bits ^ ((0u - (bits >> 31)) | 0x80000000u); /* no branch: signs are random */
 }
 
-static void collect(struct sampler *s, float floor)
+/* The ids with floor <= weight < end. */
+static void collect(struct sampler *s, float floor, float end)
 {
-    s->n_ids = s->kernels->sample_collect(s->id, s->weight, s->vocab, floor);
+    s->n_ids = s->kernels->sample_collect(s->id, s->weight, s->vocab, floor, end);
 }
 
 /* Weight of the i-th id, or one for each when ids are counted. */
@@ -114,12 +124,18 @@ static struct cutoff select_beginning(const struct sampler *s, double wanted, bo
     return cut;
 }
 
+/* Whether the next id, of those in ascending order, is in the beginning. */
+static bool is_kept(const struct sampler *s, int id, struct cutoff *cut)
+{
+    uint32_t key = sort_key(s->logits[id]);
+    return key > cut->key || (key == cut->key && cut->n_equal-- > 0);
+}
+
 static void keep_beginning(struct sampler *s, struct cutoff cut)
 {
     int n = 0;
     for (int i = 0; i < s->n_ids; i++) {
-        uint32_t key = sort_key(s->logits[s->id[i]]);
-        if (key > cut.key || (key == cut.key && cut.n_equal-- > 0))
+        if (is_kept(s, s->id[i], &cut))
             s->id[n++] = s->id[i];
     }
     s->n_ids = n;
@@ -134,30 +150,65 @@ static double sum_of_ids(const struct sampler *s)
 }
 
 /* Leaves in s->id what top-k, top-p and min-p keep. */
-static void filter(struct sampler *s, const struct sample_row *row)
+static void filter_ids(struct sampler *s, const struct sample_row *row)
 {
-    double total = s->total;
-    if (row->top_k > 0) {
-        for (size_t i = 0; i < ARRAY_LEN(TOP_K_FLOORS) && s->n_ids < row->top_k; i++)
-            collect(s, TOP_K_FLOORS[i]);
-        if (s->n_ids > row->top_k)
-            keep_beginning(s, select_beginning(s, row->top_k, true));
-        total = sum_of_ids(s);
-    } else {
-        /* All ids below this floor together are less than what top-p leaves out. */
-        double tail = 0.999 * (1 - row->top_p) * total / s->vocab;
-        collect(s, fmaxf(row->min_p, (float)fmax(tail, 0)));
-    }
+    for (size_t i = 0; i < ARRAY_LEN(TOP_K_FLOORS) && s->n_ids < row->top_k; i++)
+        collect(s, TOP_K_FLOORS[i], INFINITY);
+    if (s->n_ids > row->top_k)
+        keep_beginning(s, select_beginning(s, row->top_k, true));
     if (row->top_p < 1)
-        keep_beginning(s, select_beginning(s, row->top_p * total, false));
-    if (row->min_p > 0) {
-        int n = 0;
-        for (int i = 0; i < s->n_ids; i++) {
-            if (s->weight[s->id[i]] >= row->min_p)
-                s->id[n++] = s->id[i];
-        }
-        s->n_ids = n;
+        keep_beginning(s, select_beginning(s, row->top_p * sum_of_ids(s), false));
+    int n = 0;
+    for (int i = 0; i < s->n_ids; i++) {
+        if (s->weight[s->id[i]] >= row->min_p)
+            s->id[n++] = s->id[i];
     }
+    s->n_ids = n;
+}
+
+/* Weights between which a beginning ends. */
+struct bracket {
+    float low, high;
+    double above; /* sum of the weights from `high` on: they are all kept */
+};
+
+static struct bracket find_bracket(const struct sampler *s, double wanted)
+{
+    struct bracket b = {0, INFINITY, 0};
+    double bottom = LEAST_EXPONENT, top = 0, from_low = s->total;
+    for (int i = 0; i < BRACKET_STEPS && from_low - b.above > BRACKET_IDS * (double)b.low; i++) {
+        double middle = i == 0 ? bottom : (bottom + top) / 2;
+        float floor = exp2f((float)middle);
+        double sum = s->kernels->sample_sum(s->weight, s->vocab, floor);
+        if (sum >= wanted) {
+            b.low = floor;
+            from_low = sum;
+            bottom = middle;
+        } else {
+            b.high = floor;
+            b.above = sum;
+            top = middle;
+        }
+    }
+    return b;
+}
+
+/* Leaves weights only to the ids that top-p and min-p keep, and sums them up anew. */
+static void filter_weights(struct sampler *s, const struct sample_row *row)
+{
+    float floor = row->min_p;
+    if (row->top_p < 1) {
+        double wanted = row->top_p * s->total;
+        struct bracket b = find_bracket(s, wanted);
+        collect(s, b.low, b.high);
+        struct cutoff cut = select_beginning(s, wanted - b.above, false);
+        for (int i = 0; i < s->n_ids; i++) {
+            if (!is_kept(s, s->id[i], &cut))
+                s->weight[s->id[i]] = 0;
+        }
+        floor = fmaxf(floor, b.low);
+    }
+    s->total = s->kernels->sample_prune(s->weight, s->block_sum, s->vocab, floor);
 }
 
 /* Walks on through ids while their weights fit into *left; the one that does
@@ -201,7 +252,7 @@ static int sample_one(const struct cpu_kernels *kernels, const struct sample_row
     int best = kernels->argmax(logits, vocab), n_blocks = CEIL_DIV(vocab, SAMPLE_BLOCK);
     if (row->temperature <= 0)
         return best;
-    struct sampler s = {.kernels = kernels, .logits = logits, .vocab = vocab};
+    struct sampler s = {.kernels = kernels, .logits = logits, .vocab = vocab, .best = best};
     s.block_sum = scratch;
     s.weight = (float *)(s.block_sum + n_blocks);
     s.id = (int *)(void *)(s.weight + vocab);
@@ -209,10 +260,13 @@ static int sample_one(const struct cpu_kernels *kernels, const struct sample_row
     for (int b = 0; b < n_blocks; b++)
         s.total += s.block_sum[b];
     double u = philox_uniform(row->seed, (uint32_t)row->index);
-    if (row->top_k <= 0 && row->top_p >= 1 && row->min_p <= 0)
-        return draw(&s, u);
-    filter(&s, row);
-    return s.n_ids > 0 ? draw_filtered(&s, u) : best;
+    if (row->top_k > 0) {
+        filter_ids(&s, row);
+        return draw_filtered(&s, u);
+    }
+    if (row->top_p < 1 || row->min_p > 0)
+        filter_weights(&s, row);
+    return draw(&s, u);
 }
 
 void cpu_sample(struct device *device, const struct sample_args *args)

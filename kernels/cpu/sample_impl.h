@@ -59,23 +59,77 @@ static void sample_weights(float *weight, double *block_sum, const float *logits
     }
 }
 
+/* Weights outside [floor, end) become 0. */
+VEC_INLINE vec between(vec weight, float floor, float end)
+{
+    vecu inside = (vecu)((weight >= vec_set1(floor)) & (weight < vec_set1(end)));
+    return (vec)((vecu)weight & inside);
+}
+
 /* Most groups hold nothing: one comparison passes over them. */
-static int sample_collect(int *id, const float *weight, int n, float floor)
+static int sample_collect(int *id, const float *weight, int n, float floor, float end)
 {
     enum { GROUP = 4 * VEC_N };
     int n_ids = 0;
     for (int at = 0; at < n; at += GROUP) {
-        int end = MIN(at + GROUP, n);
-        if (end == at + GROUP) {
-            vec a = vec_max(vec_load(weight + at), vec_load(weight + at + VEC_N));
-            vec b = vec_max(vec_load(weight + at + 2 * VEC_N), vec_load(weight + at + 3 * VEC_N));
-            if (vec_largest(vec_max(a, b)) < floor)
+        int last = MIN(at + GROUP, n);
+        if (last == at + GROUP && floor > 0) {
+            vec top = vec_set1(0);
+            VEC_UNROLL
+            for (int i = 0; i < GROUP; i += VEC_N)
+                top = vec_max(top, between(vec_load(weight + at + i), floor, end));
+            if (vec_largest(top) < floor)
                 continue;
         }
-        for (int i = at; i < end; i++) {
+        for (int i = at; i < last; i++) {
             id[n_ids] = i;
-            n_ids += weight[i] >= floor;
+            n_ids += weight[i] >= floor && weight[i] < end;
         }
     }
     return n_ids;
+}
+
+/* The sum over one block of the weights >= floor; with `prune` the others become 0. Four sums: the
+ * additions to one of them would be waited for. */
+VEC_INLINE float sum_block(float *weight, int n, float floor, bool prune)
+{
+    vec sum[4] = {vec_set1(0), vec_set1(0), vec_set1(0), vec_set1(0)};
+    int i = 0;
+    for (; i + 4 * VEC_N <= n; i += 4 * VEC_N) {
+        VEC_UNROLL
+        for (int j = 0; j < 4; j++) {
+            vec kept = between(vec_load(weight + i + j * VEC_N), floor, INFINITY);
+            sum[j] = sum[j] + kept;
+            if (prune)
+                vec_store(weight + i + j * VEC_N, kept);
+        }
+    }
+    for (; i < n; i += VEC_N) {
+        int left = MIN(VEC_N, n - i);
+        vec kept = between(vec_load_n(weight + i, left), floor, INFINITY);
+        sum[0] = sum[0] + kept;
+        if (prune)
+            vec_store_n(weight + i, kept, left);
+    }
+    return vec_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+static double sample_sum(const float *weight, int n, float floor)
+{
+    double sum = 0;
+    for (int at = 0; at < n; at += SAMPLE_BLOCK)
+        sum +=
+            sum_block((float *)(uintptr_t)(weight + at), MIN(SAMPLE_BLOCK, n - at), floor, false);
+    return sum;
+}
+
+static double sample_prune(float *weight, double *block_sum, int n, float floor)
+{
+    double sum = 0;
+    for (int b = 0; b * SAMPLE_BLOCK < n; b++) {
+        int at = b * SAMPLE_BLOCK;
+        block_sum[b] = sum_block(weight + at, MIN(SAMPLE_BLOCK, n - at), floor, true);
+        sum += block_sum[b];
+    }
+    return sum;
 }

@@ -1,20 +1,12 @@
 /* weight.c - packing of weights (cpu.h, "packed weights") and reading table rows back.
  *
- * Portable C: a panel is packed CHUNK columns at a time, so that the rows' parts stay in the
- * first-level cache while they are interleaved; that takes less time than reading the model file.
+ * Every thread packs one run of neighbouring panels. So only where runs meet do two threads clear
+ * the same huge page, and on a machine of several NUMA nodes the pages spread over all of them.
  */
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
-
-#define CHUNK 64 /* columns; a multiple of every group */
-
-/* One row of the stacked matrix; not always aligned, because it lies in a file. */
-struct source_row {
-    const char *data; /* NULL: zeros */
-    enum dtype dtype;
-};
 
 /* Row r of the parts stacked; zeros behind the last. */
 static struct source_row find_row(const struct weight_part *parts, int n_parts, int n_in, int r)
@@ -27,88 +19,6 @@ static struct source_row find_row(const struct weight_part *parts, int n_parts, 
         r -= parts[i].n_rows;
     }
     return (struct source_row){NULL, DTYPE_F32};
-}
-
-/* Columns [k, k + n) of a row in the type `to`, zeros up to CHUNK. Converts through f32, which
- * holds every value of both short types; equal types are copied, so that even the payload of a NaN
- * survives. */
-static void load_chunk(void *out, enum dtype to, struct source_row row, size_t k, size_t n)
-{
-    float aligned[CHUNK];
-    memset(out, 0, CHUNK * dtype_bytes(to));
-    if (!row.data)
-        return;
-    size_t bytes = dtype_bytes(row.dtype);
-    memcpy(row.dtype == to ? out : aligned, row.data + k * bytes, n * bytes);
-    if (row.dtype == to)
-        return;
-    for (size_t i = 0; i < n; i++)
-        store_element(to, out, i, load_element(row.dtype, aligned, i));
-}
-
-/* Units are what lies side by side: one element or a pair. */
-static void interleave_32(uint32_t *panel, const char *chunks, size_t stride, size_t lanes,
-                          size_t units)
-{
-    for (size_t u = 0; u < units; u++) {
-        for (size_t lane = 0; lane < lanes; lane++)
-            panel[u * lanes + lane] = ((const uint32_t *)(const void *)(chunks + lane * stride))[u];
-    }
-}
-
-static void interleave_16(uint16_t *panel, const char *chunks, size_t stride, size_t lanes,
-                          size_t units)
-{
-    for (size_t u = 0; u < units; u++) {
-        for (size_t lane = 0; lane < lanes; lane++)
-            panel[u * lanes + lane] = ((const uint16_t *)(const void *)(chunks + lane * stride))[u];
-    }
-}
-
-static void pack_panel(const struct weight *w, struct packing packing, char *panel,
-                       const struct source_row *rows)
-{
-    _Alignas(CPU_CACHE_LINE) char chunks[MAX_PANEL * CHUNK * sizeof(float)];
-    size_t n_in = (size_t)w->n_in, group = (size_t)packing.group, lanes = (size_t)packing.panel;
-    size_t stride = CHUNK * dtype_bytes(w->dtype), unit_bytes = group * dtype_bytes(w->dtype);
-    for (size_t k = 0; k < n_in; k += CHUNK) {
-        size_t n = MIN((size_t)CHUNK, n_in - k), units = CEIL_DIV(n, group);
-        for (size_t lane = 0; lane < lanes; lane++)
-            load_chunk(chunks + lane * stride, w->dtype, rows[lane], k, n);
-        if (unit_bytes == sizeof(uint32_t))
-            interleave_32((uint32_t *)(void *)panel, chunks, stride, lanes, units);
-        else
-            interleave_16((uint16_t *)(void *)panel, chunks, stride, lanes, units);
-        panel += units * lanes * unit_bytes;
-    }
-}
-
-/* The same for int8. The rows are quantised from f32, whatever the weight's dtype is. */
-static void pack_panel_int8(const struct weight *w, const struct cpu_kernels *kernels, char *panel,
-                            const struct source_row *rows)
-{
-    struct packing packing = kernels->packing[FORMAT_INT8];
-    size_t n_in = (size_t)w->n_in, lanes = (size_t)packing.panel, group = (size_t)packing.group;
-    _Alignas(CPU_CACHE_LINE) int8_t q[MAX_PANEL][INT8_GROUP];
-    uint16_t scale[MAX_PANEL];
-    for (size_t k = 0; k < n_in; k += INT8_GROUP) {
-        for (size_t lane = 0; lane < lanes; lane++) {
-            float x[CHUNK];
-            load_chunk(x, DTYPE_F32, rows[lane], k, MIN((size_t)INT8_GROUP, n_in - k));
-            scale[lane] = f32_to_bf16(kernels->quantize(q[lane], x, DTYPE_BF16));
-            for (size_t i = 0; i < INT8_GROUP; i++)
-                q[lane][i] = (int8_t)(q[lane][i] + packing.offset);
-        }
-        if (group == sizeof(uint32_t))
-            interleave_32((uint32_t *)(void *)panel, (char *)q, INT8_GROUP, lanes,
-                          INT8_GROUP / group);
-        else
-            interleave_16((uint16_t *)(void *)panel, (char *)q, INT8_GROUP, lanes,
-                          INT8_GROUP / group);
-        panel += lanes * INT8_GROUP;
-        memcpy(panel, scale, lanes * sizeof(scale[0]));
-        panel += lanes * sizeof(scale[0]);
-    }
 }
 
 static size_t panel_bytes(const struct weight *w, struct packing packing)
@@ -135,16 +45,13 @@ int cpu_weight_load(struct device *device, struct weight *w, const struct weight
     w->data = device->ops->alloc(device, w->bytes);
     if (!w->data)
         return -1;
-#pragma omp parallel for schedule(dynamic) num_threads(cpu_threads(d, w->n_out, w->n_in))
+#pragma omp parallel for schedule(static) num_threads(cpu_threads(d, w->n_out, w->n_in))
     for (int p = 0; p < n_panels; p++) {
         struct source_row rows[MAX_PANEL];
         for (int lane = 0; lane < packing.panel; lane++)
             rows[lane] = find_row(parts, n_parts, w->n_in, p * packing.panel + lane);
         char *panel = (char *)w->data + (size_t)p * panel_bytes(w, packing);
-        if (w->quantization == QUANTIZATION_INT8)
-            pack_panel_int8(w, d->kernels, panel, rows);
-        else
-            pack_panel(w, packing, panel, rows);
+        d->kernels->pack_panel(panel, rows, w->n_in, weight_format(w));
     }
     return 0;
 }
