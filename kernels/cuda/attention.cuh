@@ -43,6 +43,7 @@
 struct attention_counters {
     int next_job, n_done;
     int padding[62];
+    int zeros[ATTENTION_MAX_HEAD_DIM / 2]; /* a row of 16-bit elements */
     int n_arrived[MAX_DECODE_BLOCKS];
 };
 
@@ -243,6 +244,12 @@ static __device__ __forceinline__ float row_norm(float sum)
 
 /* ---- keys and values ------------------------------------------------------------------------ */
 
+/* Which of the ATTENTION_WARPS warps with the same task this one is. */
+static __device__ __forceinline__ int tile_warp(void)
+{
+    return threadIdx.x / 32 % ATTENTION_WARPS;
+}
+
 /* Index of the first element of a key (value) in the cache, given its block. */
 static __device__ __forceinline__ size_t kv_index(const struct attention_params *p, int block,
                                                   int kv_head, int offset)
@@ -262,7 +269,7 @@ static __device__ __forceinline__ void
 block_window_load(struct block_window *w, const struct attention_params *p, int seq, int first_tile)
 {
     int tile = first_tile + threadIdx.x % 32;
-    int key = tile * ATTENTION_TILE + threadIdx.x / 32 * GROUP_KEYS;
+    int key = tile * ATTENTION_TILE + tile_warp() * GROUP_KEYS;
     int index = (int)((unsigned)key / (unsigned)p->block_size);
     w->seq = seq;
     w->first_tile = first_tile;
@@ -288,7 +295,7 @@ static __device__ __forceinline__ struct key_group key_group_find(struct block_w
     if (seq != w->seq || tile < w->first_tile || tile >= w->first_tile + 32)
         block_window_load(w, p, seq, tile);
     struct key_group g = {seq, kv_head};
-    g.first = tile * ATTENTION_TILE + threadIdx.x / 32 * GROUP_KEYS;
+    g.first = tile * ATTENTION_TILE + tile_warp() * GROUP_KEYS;
     g.n = max(0, min(GROUP_KEYS, limit - g.first));
     g.block = __shfl_sync(~0u, w->block, tile - w->first_tile);
     g.offset = __shfl_sync(~0u, w->offset, tile - w->first_tile);
@@ -391,7 +398,8 @@ static __device__ __forceinline__ void pack_numerators(uint32_t a[4], const floa
 /* ---- cooperation of a block of threads ------------------------------------------------------ */
 
 /* Sum of `value` over the threads up to and including this one; *total: over all. board: shared,
- * [ATTENTION_WARPS]; free again after the next barrier. */
+ * [N_WARPS]; free again after the next barrier. */
+template <int N_WARPS>
 static __device__ __forceinline__ int block_prefix_sum(int value, int *total, int *board)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -405,7 +413,7 @@ static __device__ __forceinline__ int block_prefix_sum(int value, int *total, in
     __syncthreads();
     *total = 0;
 #pragma unroll
-    for (int w = 0; w < ATTENTION_WARPS; w++) {
+    for (int w = 0; w < N_WARPS; w++) {
         value += w < warp ? board[w] : 0;
         *total += board[w];
     }
@@ -425,7 +433,7 @@ static __device__ __forceinline__ bool find_job(const struct attention_params *p
         int s = first + threadIdx.x, total;
         int q_len = s < p->n_seqs ? p->q_start[s + 1] - p->q_start[s] : 0;
         int n = q_len >= min_q_len ? CEIL_DIV(q_len * p->heads_per_kv, job_rows) : 0;
-        int end = first_number + block_prefix_sum(n, &total, board);
+        int end = first_number + block_prefix_sum<ATTENTION_WARPS>(n, &total, board);
         if (number >= end - n && number < end) {
             board[ATTENTION_WARPS] = s;
             board[ATTENTION_WARPS + 1] = end - 1 - number;

@@ -21,6 +21,13 @@
 #define PTX_AMPERE 0
 #endif
 
+/* The same for compute capability 9.0. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PTX_HOPPER 1
+#else
+#define PTX_HOPPER 0
+#endif
+
 /* Address of shared memory as the instructions below take it. */
 static __device__ __forceinline__ uint32_t shared_address(const void *memory)
 {
@@ -85,6 +92,84 @@ static __device__ __forceinline__ void copy_async_commit(void)
 template <int pending> static __device__ __forceinline__ void copy_async_wait(void)
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+#endif
+
+/* ---- barriers and bulk copies --------------------------------------------------------------- */
+
+/* A barrier of n_threads threads of a block, whole warps, by its number; 0 is __syncthreads(). */
+static __device__ __forceinline__ void barrier_wait(int number, int n_threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(n_threads) : "memory");
+}
+
+/* Lets the kernel after this one start when it is launched to overlap with this one: its blocks
+ * take what room there is once every block of this kernel has come here or ended. */
+static __device__ __forceinline__ void next_kernel_start(void)
+{
+#if PTX_HOPPER
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Waits until the kernels before this one are complete and what they wrote can be read. Every block
+ * of a kernel that is launched to overlap comes here, so that no kernel ends before an earlier one.
+ */
+static __device__ __forceinline__ void previous_kernel_wait(void)
+{
+#if PTX_HOPPER
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#if PTX_HOPPER
+
+/* An object in shared memory on which threads wait for copies. A phase of it is over when
+ * n_arrivals threads have arrived and the bytes they announced are there. */
+static __device__ __forceinline__ void copy_barrier_init(uint32_t barrier, int n_arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n_arrivals)
+                 : "memory");
+}
+
+/* After the initialisation, before the barrier of the block that shows it to the others. */
+static __device__ __forceinline__ void copy_barrier_publish(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+/* Waits for the end of the phase with this parity: 0 for the first, third, ... of the barrier. */
+static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
+{
+    uint32_t is_over;
+    do {
+        asm volatile("{\n"
+                     ".reg .pred over;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, over;\n"
+                     "}\n"
+                     : "=r"(is_over)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!is_over);
+}
+
+/* Starts a copy of a multiple of 16 bytes, by one thread; they count as arrived on the barrier. */
+static __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, uint32_t bytes,
+                                                 uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+                 : "memory");
 }
 
 #endif
