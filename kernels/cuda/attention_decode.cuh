@@ -40,7 +40,7 @@
 #define DECODE_MAX_STAGES 6 /* copy_wait() knows no more */
 /* Blocks that share a multiprocessor, where shared memory allows: short rows make small tiles, and
  * one block takes as long for them. */
-#define DECODE_BLOCKS_PER_SM(head_dim) ((head_dim) <= 96 ? 2 : 1)
+#define DECODE_BLOCKS_PER_SM(head_dim) ((head_dim) <= 64 ? 2 : 1)
 #define SCORE_STRIDE                   (ATTENTION_TILE + 8) /* floats: rows start 8 banks apart */
 
 /* What four of the warps do. */
@@ -212,10 +212,11 @@ static __device__ __forceinline__ void decode_load_q(uint32_t q[D / 16][4],
                                                      const struct decode_place *place)
 {
     int lane = threadIdx.x % 32, row = place->row_group * DECODE_ROWS + lane / 4;
-    int n_rows = place->seq < p->n_seqs ? p->heads_per_kv : 0;
+    int seq = min(place->seq, p->n_seqs - 1);
+    int n_rows = seq == place->seq ? p->heads_per_kv : 0;
     size_t stride_heads = p->n_heads + 2 * p->n_kv_heads;
-    const T *rows = (const T *)p->qkv +
-                    (p->q_start[place->seq] * stride_heads + place->kv_head * p->heads_per_kv) * D;
+    const T *rows =
+        (const T *)p->qkv + (p->q_start[seq] * stride_heads + place->kv_head * p->heads_per_kv) * D;
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
 #pragma unroll
