@@ -43,7 +43,6 @@
 struct attention_counters {
     int next_job, n_done;
     int padding[62];
-    int zeros[ATTENTION_MAX_HEAD_DIM / 2]; /* a row of 16-bit elements */
     int n_arrived[MAX_DECODE_BLOCKS];
 };
 
@@ -88,6 +87,10 @@ void attention_turing_f16(const struct cuda_device *d, const struct attention_pa
 /* Any head_dim up to ATTENTION_MAX_HEAD_DIM, any types. */
 void attention_generic(const struct cuda_device *d, const struct attention_params *p);
 void attention_eager(const struct cuda_device *d, const struct attention_params *p, int max_kv_len);
+
+/* Describes an array of rows of 16-bit elements for copy_box(), boxes of GROUP_KEYS rows and
+ * n_columns columns; 32, 64 or 128 bytes of a row, which are swizzled as wide. */
+void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns);
 
 /* Scratch of the above, in floats. */
 size_t attention_tiles_scratch(const struct cuda_device *d, const struct attention_shape *shape,
@@ -339,35 +342,48 @@ template <bool AMPERE> static __device__ __forceinline__ void copy_wait(int n_pe
 #endif
 }
 
-/* The group's rows of `from` (all keys or all values) to shared memory at `to`, rows of D elements
- * and padding, by one warp. */
-template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void key_group_copy(uint32_t to, const T *from,
+/* The group's rows of `from` (all keys or all values) to shared memory, by one warp; to(row, part)
+ * is where 16 bytes of a row go. */
+template <typename T, int D, bool AMPERE, typename ADDRESS>
+static __device__ __forceinline__ void key_group_copy(ADDRESS to, const T *from,
                                                       const struct key_group *g,
                                                       const struct attention_params *p)
 {
-    constexpr int row_parts = D / 8, row_bytes = (D + ROW_PADDING) * 2;
+    constexpr int row_parts = D / 8;
     int lane = threadIdx.x % 32;
     if (g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size) {
         const T *rows = from + kv_index(p, g->block, g->kv_head, g->offset) + lane * 8;
 #pragma unroll
         for (int i = 0; i < GROUP_KEYS * row_parts / 32; i++) {
             int part = lane + 32 * i;
-            copy_16<AMPERE>(to + part / row_parts * row_bytes + part % row_parts * 16,
-                            rows + 32 * 8 * i, true);
+            copy_16<AMPERE>(to(part / row_parts, part % row_parts), rows + 32 * 8 * i, true);
         }
         return;
     }
 #pragma unroll 1
     for (int part = lane; part < GROUP_KEYS * row_parts; part += 32) {
         int row = part / row_parts, column = part % row_parts;
-        int key = g->first + max(0, min(row, g->n - 1));
-        int index = min((int)((unsigned)key / (unsigned)p->block_size), p->max_blocks - 1);
-        int block = p->block_table[(size_t)g->seq * p->max_blocks + index];
-        const T *source = from + kv_index(p, block, g->kv_head, key - index * p->block_size);
-        copy_16<AMPERE>(to + row * row_bytes + column * 16, source + column * 8, row < g->n);
+        int block = g->block, offset = g->offset + row;
+        bool valid = row < g->n;
+        if (valid && offset >= p->block_size) { /* the group goes on in other blocks */
+            int key = g->first + row, index = (int)((unsigned)key / (unsigned)p->block_size);
+            block = p->block_table[(size_t)g->seq * p->max_blocks + index];
+            offset = key - index * p->block_size;
+        }
+        const T *source = valid ? from + kv_index(p, block, g->kv_head, offset) : from;
+        copy_16<AMPERE>(to(row, column), source + column * 8, valid);
     }
 }
+
+/* Rows of D elements and padding from `rows` on. */
+template <int D> struct padded_rows {
+    uint32_t rows;
+
+    __device__ __forceinline__ uint32_t operator()(int row, int part) const
+    {
+        return rows + row * (D + ROW_PADDING) * 2 + part * 16;
+    }
+};
 
 /* ---- products ------------------------------------------------------------------------------- */
 

@@ -28,7 +28,7 @@
  * writes the fold of its chunks, the others each chunk apart, and the block that arrives last folds
  * all of them in order.
  *
- * From compute capability 9.0 on the ring is filled by bulk copies, one lane a row, and the kernel
+ * From compute capability 9.0 on the ring is filled by copies of boxes of 16 keys, and the kernel
  * may start while the one before it ends: until previous_kernel_wait() it reads nothing but kv_len,
  * q_start and the block table, which are uploaded before a step.
  */
@@ -41,6 +41,7 @@
 /* Blocks that share a multiprocessor, where shared memory allows: short rows make small tiles, and
  * one block takes as long for them. */
 #define DECODE_BLOCKS_PER_SM(head_dim) ((head_dim) <= 64 ? 2 : 1)
+#define RING_ALIGNMENT                 1024 /* of the pattern of a swizzle of 128 bytes */
 #define SCORE_STRIDE                   (ATTENTION_TILE + 8) /* floats: rows start 8 banks apart */
 
 /* What four of the warps do. */
@@ -79,10 +80,41 @@ static __device__ __forceinline__ void ring_advance(struct decode_ring *r)
     }
 }
 
+/* Columns of a panel: as many as a swizzle of 128, 64 or 32 bytes takes and head_dim is a multiple
+ * of.
+ */
+#define PANEL_COLUMNS(head_dim) ((head_dim) % 64 == 0 ? 64 : (head_dim) % 32 == 0 ? 32 : 16)
+
+/* How a tile of keys or values lies in shared memory: where the 16 bytes `part` of a row are.
+ * Copies of boxes make panels, [ATTENTION_WARPS][D / columns][GROUP_KEYS][columns], in which eight
+ * rows of one part are in different banks because the parts of a line of 128 bytes are exchanged by
+ * its number; without them rows have padding. */
+template <int D, bool AMPERE> struct decode_tile {
+    uint32_t tile;
+
+    __device__ __forceinline__ uint32_t operator()(int row, int part) const
+    {
+        if (!AMPERE || !PTX_HOPPER)
+            return padded_rows<D>{tile}(row, part);
+        constexpr int columns = PANEL_COLUMNS(D), n_parts = columns / 8;
+        int line = row % GROUP_KEYS * columns * 2 / 128 % n_parts;
+        return tile + row / GROUP_KEYS * (GROUP_KEYS * D * 2) +
+               part / n_parts * (GROUP_KEYS * columns * 2) + row % GROUP_KEYS * (columns * 2) +
+               (part % n_parts ^ line) * 16;
+    }
+};
+
+struct decode_maps {
+    CUtensorMap k, v;
+};
+
 /* By one thread, before a barrier of the block. */
-static __device__ __forceinline__ void ring_init(const struct decode_ring *r)
+static __device__ __forceinline__ void ring_init(const struct decode_ring *r,
+                                                 const struct decode_maps *maps)
 {
 #if PTX_HOPPER
+    copy_box_prepare(&maps->k);
+    copy_box_prepare(&maps->v);
     for (int i = 0; i < r->n_stages; i++)
         copy_barrier_init(r->arrived + 8 * i, ATTENTION_WARPS);
     copy_barrier_publish();
@@ -105,35 +137,54 @@ static __device__ __forceinline__ void source_find_keys(const struct attention_p
 }
 
 #if PTX_HOPPER
-/* Lanes 0 .. 15 each copy a row of the warp's keys, the others one of the values; zeros where no
- * key is. */
+/* Whether all keys of the group lie in one block. */
+static __device__ __forceinline__ bool is_box(const struct key_group *g,
+                                              const struct attention_params *p)
+{
+    return g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size;
+}
+
+/* A warp's part of a tile, as a box when it is one. */
 template <typename T, int D>
 static __device__ __forceinline__ void
-ring_copy(const struct attention_params *p, const struct decode_ring *r,
-          const struct decode_source *s, bool has_keys, bool has_values)
+ring_copy_group(uint32_t tile, const CUtensorMap *map, const T *from, const struct key_group *g,
+                const struct attention_params *p, uint32_t barrier)
 {
-    constexpr int row_bytes = (D + ROW_PADDING) * 2, tile_bytes = ATTENTION_TILE * row_bytes;
-    int lane = threadIdx.x % 32, row = lane % GROUP_KEYS;
-    bool is_value = lane >= GROUP_KEYS;
-    struct key_group g = is_value ? s->values : s->keys;
-    int block = g.block, offset = g.offset + row;
-    if (row < g.n && offset >= p->block_size) {
-        int key = g.first + row, index = (int)((unsigned)key / (unsigned)p->block_size);
-        block = p->block_table[(size_t)g.seq * p->max_blocks + index];
-        offset = key - index * p->block_size;
+    constexpr int columns = PANEL_COLUMNS(D), panel_bytes = GROUP_KEYS * columns * 2;
+    uint32_t to = tile + tile_warp() * (GROUP_KEYS * D * 2);
+    if (!is_box(g, p)) {
+        key_group_copy<T, D, true>(decode_tile<D, true>{to}, from, g, p);
+        copy_barrier_expect_async(barrier);
+    } else if (threadIdx.x % 32 == 0) {
+        int row = (int)(kv_index(p, g->block, g->kv_head, g->offset) / D);
+#pragma unroll
+        for (int i = 0; i < D / columns; i++)
+            copy_box(to + i * panel_bytes, map, i * columns, row, barrier);
     }
-    const void *from = (const T *)(is_value ? p->v : p->k) +
-                       (row < g.n ? kv_index(p, block, g.kv_head, offset) : 0);
-    if (row >= g.n)
-        from = p->counters->zeros;
-    uint32_t to = r->tiles + r->stage * ring_stage_bytes<D>() + is_value * tile_bytes +
-                  (tile_warp() * GROUP_KEYS + row) * row_bytes;
+}
+
+template <typename T, int D>
+static __device__ __forceinline__ void
+ring_copy(const struct attention_params *p, const struct decode_maps *maps,
+          const struct decode_ring *r, const struct decode_source *s, bool has_keys,
+          bool has_values)
+{
     uint32_t barrier = r->arrived + 8 * r->stage;
-    if (lane == 0)
-        copy_barrier_arrive(barrier, (has_keys + has_values) * GROUP_KEYS * D * 2);
+    uint32_t k = r->tiles + r->stage * ring_stage_bytes<D>(), v = k + ring_stage_bytes<D>() / 2;
+    int n_boxes = (has_keys && is_box(&s->keys, p)) + (has_values && is_box(&s->values, p));
+    bool is_first = threadIdx.x % 32 == 0;
+    if (is_first && n_boxes > 0) {
+        copy_box_fence();
+        copy_barrier_expect(barrier, n_boxes * GROUP_KEYS * D * 2);
+    }
     __syncwarp();
-    if (is_value ? has_values : has_keys)
-        copy_bulk(to, from, D * 2, barrier);
+    if (has_values)
+        ring_copy_group<T, D>(v, &maps->v, (const T *)p->v, &s->values, p, barrier);
+    if (has_keys)
+        ring_copy_group<T, D>(k, &maps->k, (const T *)p->k, &s->keys, p, barrier);
+    __syncwarp();
+    if (is_first)
+        copy_barrier_arrive(barrier);
 }
 #endif
 
@@ -141,21 +192,23 @@ ring_copy(const struct attention_params *p, const struct decode_ring *r,
  * stages stay in step. */
 template <typename T, int D, bool AMPERE>
 static __device__ __forceinline__ void ring_push(const struct attention_params *p,
+                                                 const struct decode_maps *maps,
                                                  struct decode_ring *r, struct decode_source *s)
 {
     bool has_keys = s->n_keys > 0, has_values = s->n_values > s->n_keys;
 #if PTX_HOPPER
     if (AMPERE && (has_keys || has_values))
-        ring_copy<T, D>(p, r, s, has_keys, has_values);
+        ring_copy<T, D>(p, maps, r, s, has_keys, has_values);
 #endif
     if (!(AMPERE && PTX_HOPPER)) {
-        constexpr int row_bytes = (D + ROW_PADDING) * 2, tile_bytes = ATTENTION_TILE * row_bytes;
-        uint32_t to =
-            r->tiles + r->stage * ring_stage_bytes<D>() + tile_warp() * GROUP_KEYS * row_bytes;
+        constexpr int group_bytes = GROUP_KEYS * (D + ROW_PADDING) * 2;
+        padded_rows<D> k = {r->tiles + r->stage * ring_stage_bytes<D>() +
+                            tile_warp() * group_bytes};
+        padded_rows<D> v = {k.rows + ring_stage_bytes<D>() / 2};
         if (has_values)
-            key_group_copy<T, D, AMPERE>(to + tile_bytes, (const T *)p->v, &s->values, p);
+            key_group_copy<T, D, AMPERE>(v, (const T *)p->v, &s->values, p);
         if (has_keys)
-            key_group_copy<T, D, AMPERE>(to, (const T *)p->k, &s->keys, p);
+            key_group_copy<T, D, AMPERE>(k, (const T *)p->k, &s->keys, p);
         copy_commit<AMPERE>();
     }
     ring_advance(r);
@@ -173,17 +226,18 @@ static __device__ __forceinline__ void ring_push(const struct attention_params *
  * was used last is free, and what the others of this step need is there. */
 template <typename T, int D, bool AMPERE>
 static __device__ __forceinline__ void ring_fill(const struct attention_params *p,
+                                                 const struct decode_maps *maps,
                                                  struct decode_ring *r, struct decode_source *s)
 {
     if (r->n_stages == 1) {
         barrier_wait(0, DECODE_THREADS);
-        ring_push<T, D, AMPERE>(p, r, s);
+        ring_push<T, D, AMPERE>(p, maps, r, s);
     }
     if (!PTX_HOPPER)
         copy_wait<AMPERE>(r->n_stages - 2);
     barrier_wait(0, DECODE_THREADS);
     if (r->n_stages > 1)
-        ring_push<T, D, AMPERE>(p, r, s);
+        ring_push<T, D, AMPERE>(p, maps, r, s);
 }
 
 /* The same for the others: the stage at the address returned can be used. */
@@ -228,14 +282,13 @@ static __device__ __forceinline__ void decode_load_q(uint32_t q[D / 16][4],
     }
 }
 
-/* Scores of the warp's 16 keys, capped. k: of the warp's first key. */
+/* Scores of the warp's 16 keys, capped. k: the tile. */
 template <typename T, int D, bool AMPERE, bool CAPPED>
 static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32_t q[D / 16][4],
                                                      uint32_t k, const struct attention_params *p)
 {
-    constexpr int row_bytes = (D + ROW_PADDING) * 2;
-    int lane = threadIdx.x % 32;
-    k += (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
+    decode_tile<D, AMPERE> keys = {k};
+    int lane = threadIdx.x % 32, key = tile_warp() * GROUP_KEYS + lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int n = 0; n < 2; n++) {
 #pragma unroll
@@ -245,7 +298,7 @@ static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         uint32_t b[4];
-        load_matrix_x4(b, k + i * 32);
+        load_matrix_x4(b, keys(key, 2 * i + lane / 8 % 2));
         multiply<AMPERE>(s[0], q[i], b[0], b[1], T());
         multiply<AMPERE>(s[1], q[i], b[2], b[3], T());
     }
@@ -286,20 +339,20 @@ static __device__ __forceinline__ void decode_gather_scores(float s[TILE_STEPS][
     }
 }
 
-/* The warp's columns of a tile's values as right operands. v: of the tile's first key. */
-template <int D>
+/* The warp's columns of a tile's values as right operands. */
+template <int D, bool AMPERE>
 static __device__ __forceinline__ void
 decode_load_values(uint32_t b[ATTENTION_TILE / 32][DECODE_COLUMN_TILES(D)][4], uint32_t v)
 {
-    constexpr int row_bytes = (D + ROW_PADDING) * 2, n_columns = DECODE_COLUMN_TILES(D);
+    constexpr int n_columns = DECODE_COLUMN_TILES(D);
+    decode_tile<D, AMPERE> tile = {v};
     int first = tile_warp() * n_columns;
-    v += threadIdx.x % 32 * row_bytes + first * 16;
 #pragma unroll
     for (int i = 0; i < ATTENTION_TILE / 32; i++) {
 #pragma unroll
         for (int n = 0; n < n_columns; n++) {
             if (D / 8 % ATTENTION_WARPS == 0 || first + n < D / 8)
-                load_matrix_x4_transposed(b[i][n], v + i * 32 * row_bytes + n * 16);
+                load_matrix_x4_transposed(b[i][n], tile(32 * i + threadIdx.x % 32, first + n));
         }
     }
 }
@@ -327,7 +380,7 @@ decode_values(float out[DECODE_COLUMN_TILES(D)][4], const float s[TILE_STEPS][4]
     }
 }
 
-/* A tile's scores and values go into the rows. v: of the tile's first key. */
+/* A tile's scores and values go into the rows. */
 template <typename T, int D, int N_HALVES, bool AMPERE>
 static __device__ __forceinline__ void
 decode_take_tile(struct decode_rows<D> &rows, const float score[][SCORE_STRIDE], uint32_t v,
@@ -338,7 +391,7 @@ decode_take_tile(struct decode_rows<D> &rows, const float score[][SCORE_STRIDE],
     float s[TILE_STEPS][4], decay[2], base[2];
     uint32_t values[ATTENTION_TILE / 32][DECODE_COLUMN_TILES(D)][4];
     decode_gather_scores<N_HALVES>(s, score);
-    decode_load_values<D>(values, v); /* under the softmax */
+    decode_load_values<D, AMPERE>(values, v); /* under the softmax */
     if (first_key + ATTENTION_TILE - 1 > last || first_key <= last - p->window)
         mask_tile(s, first_key + lane % 4 * 2, last, last, p->window);
     softmax_top<N_HALVES>(s, &rows.state, decay, base, p->scale_log2);
@@ -360,8 +413,9 @@ decode_take_tile(struct decode_rows<D> &rows, const float score[][SCORE_STRIDE],
  * at the least, values a step behind the scores. */
 template <typename T, int D, bool AMPERE>
 static __device__ __forceinline__ void
-decode_copy_share(const struct attention_params *p, const struct decode_ring *shared_ring,
-                  const struct decode_place *place, int n_tiles)
+decode_copy_share(const struct attention_params *p, const struct decode_maps *maps,
+                  const struct decode_ring *shared_ring, const struct decode_place *place,
+                  int n_tiles)
 {
     struct decode_ring ring = *shared_ring;
     struct decode_source source;
@@ -372,9 +426,9 @@ decode_copy_share(const struct attention_params *p, const struct decode_ring *sh
     source.values = source.keys;
     previous_kernel_wait();
     for (int i = 0; i < ring.n_stages - 1; i++)
-        ring_push<T, D, AMPERE>(p, &ring, &source);
+        ring_push<T, D, AMPERE>(p, maps, &ring, &source);
     for (int i = 0; i <= n_tiles; i++)
-        ring_fill<T, D, AMPERE>(p, &ring, &source);
+        ring_fill<T, D, AMPERE>(p, maps, &ring, &source);
 }
 
 template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
@@ -383,7 +437,6 @@ decode_score_share(const struct attention_params *p, struct decode_shared<N_HALV
                    const struct decode_ring *shared_ring, const struct decode_place *first,
                    int n_tiles)
 {
-    constexpr int row_bytes = (D + ROW_PADDING) * 2;
     struct decode_ring ring = *shared_ring;
     struct decode_place place = *first, next = *first; /* next: the pair after */
     uint32_t q[D / 16][4], next_q[D / 16][4];
@@ -393,7 +446,7 @@ decode_score_share(const struct attention_params *p, struct decode_shared<N_HALV
     decode_load_q<T, D, N_HALVES>(next_q, p, &next);
     for (int i = 0; i < n_tiles; i++) {
         float s[2][4];
-        uint32_t k = ring_next<D, AMPERE>(&ring) + tile_warp() * GROUP_KEYS * row_bytes;
+        uint32_t k = ring_next<D, AMPERE>(&ring);
         decode_scores<T, D, AMPERE, CAPPED>(s, q, k, p);
         decode_share_scores<N_HALVES>(shared->score[i % 2], s);
         if (++place.tile < place.end_tile)
@@ -462,7 +515,8 @@ decode_value_share(const struct attention_params *p, struct decode_shared<N_HALV
 
 template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
 static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS_PER_SM(D))
-    decode_kernel(const __grid_constant__ struct attention_params p, int n_stages, int max_parked)
+    decode_kernel(const __grid_constant__ struct attention_params p,
+                  const __grid_constant__ struct decode_maps maps, int n_stages, int max_parked)
 {
     if (AMPERE && !PTX_AMPERE)
         return;
@@ -471,10 +525,11 @@ static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS_PER_SM(D)
     enum decode_task task = (enum decode_task)(threadIdx.x / ATTENTION_THREADS);
     struct decode_ring ring = {shared_address(shared + 1), shared_address(shared->arrived),
                                n_stages, 0, 0};
+    ring.tiles = CEIL_DIV(ring.tiles, RING_ALIGNMENT) * RING_ALIGNMENT;
     struct decode_share share;
     struct decode_place place;
     if (threadIdx.x == 0)
-        ring_init(&ring);
+        ring_init(&ring, &maps);
     if (!decode_cut(&p, &shared->board, &share, &place)) {
         previous_kernel_wait();
         return;
@@ -485,7 +540,7 @@ static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS_PER_SM(D)
     else if (task == TASK_SCORES)
         decode_score_share<T, D, N_HALVES, AMPERE, CAPPED>(&p, shared, &ring, &place, n_tiles);
     else
-        decode_copy_share<T, D, AMPERE>(&p, &ring, &place, n_tiles);
+        decode_copy_share<T, D, AMPERE>(&p, &maps, &ring, &place, n_tiles);
 }
 
 /* How a decode kernel is launched, and what it needs. */
@@ -504,6 +559,7 @@ static struct decode_plan decode_plan(const struct cuda_device *d, int head_dim,
     size_t stage = (size_t)2 * ATTENTION_TILE * (head_dim + ROW_PADDING) * 2;
     size_t fixed =
         n_halves == 2 ? sizeof(struct decode_shared<2>) : sizeof(struct decode_shared<1>);
+    fixed += RING_ALIGNMENT;
     size_t reserved = 1024; /* of each block's shared memory, by the driver */
     int per_sm = DECODE_BLOCKS_PER_SM(head_dim);
     for (; per_sm > 0 && plan.n_stages < 2; per_sm--) {
@@ -536,6 +592,14 @@ static void decode_launch_halves(const struct cuda_device *d, const struct atten
     auto kernel = decode_kernel<T, D, N_HALVES, AMPERE, CAPPED>;
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     (int)plan.shared));
+    cudaFuncAttributes loaded;
+    CUDA_CHECK(cudaFuncGetAttributes(&loaded, kernel));
+    bool is_hopper = loaded.ptxVersion >= 90; /* what it was compiled for, not what runs it */
+    struct decode_maps maps = {};
+    if (is_hopper) {
+        attention_map_rows(&maps.k, p->k, D, PANEL_COLUMNS(D));
+        attention_map_rows(&maps.v, p->v, D, PANEL_COLUMNS(D));
+    }
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -545,8 +609,8 @@ static void decode_launch_halves(const struct cuda_device *d, const struct atten
     config.dynamicSmemBytes = plan.shared;
     config.stream = d->stream;
     config.attrs = &overlap;
-    config.numAttrs = d->base.info.compute_major >= 9 ? 1 : 0;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, *p, plan.n_stages, plan.max_parked));
+    config.numAttrs = is_hopper ? 1 : 0;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, *p, maps, plan.n_stages, plan.max_parked));
 }
 
 /* Up to eight query heads leave the upper half of the matrix tile's rows unused. */

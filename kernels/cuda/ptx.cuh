@@ -9,6 +9,7 @@
 #ifndef QUIRE_CUDA_PTX_CUH
 #define QUIRE_CUDA_PTX_CUH
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -96,7 +97,7 @@ template <int pending> static __device__ __forceinline__ void copy_async_wait(vo
 
 #endif
 
-/* ---- barriers and bulk copies --------------------------------------------------------------- */
+/* ---- barriers and copies of boxes ----------------------------------------------------------- */
 
 /* A barrier of n_threads threads of a block, whole warps, by its number; 0 is __syncthreads(). */
 static __device__ __forceinline__ void barrier_wait(int number, int n_threads)
@@ -137,13 +138,25 @@ static __device__ __forceinline__ void copy_barrier_init(uint32_t barrier, int n
 static __device__ __forceinline__ void copy_barrier_publish(void)
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier, uint32_t bytes)
+/* The phase is not over before so many bytes more are there. */
+static __device__ __forceinline__ void copy_barrier_expect(uint32_t barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier),
+                 "r"(bytes)
                  : "memory");
+}
+
+/* Nor before the copies are that this thread started by copy_async_16(). */
+static __device__ __forceinline__ void copy_barrier_expect_async(uint32_t barrier)
+{
+    asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 /* Waits for the end of the phase with this parity: 0 for the first, third, ... of the barrier. */
@@ -162,14 +175,27 @@ static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int p
     } while (!is_over);
 }
 
-/* Starts a copy of a multiple of 16 bytes, by one thread; they count as arrived on the barrier. */
-static __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, uint32_t bytes,
-                                                 uint32_t barrier)
+/* Starts the copy of a box of a matrix, by one thread; its bytes count as arrived on the barrier.
+ * map: how the matrix lies in memory and the box in shared memory, a parameter of the kernel. */
+static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column,
+                                                int row, uint32_t barrier)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier)
                  : "memory");
+}
+
+/* Brings the description of a matrix near before its first use. */
+static __device__ __forceinline__ void copy_box_prepare(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* Between other accesses to shared memory and copy_box() to the same place. */
+static __device__ __forceinline__ void copy_box_fence(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 #endif

@@ -461,7 +461,7 @@ static void bench_decode(struct bench *bench)
         run_shape(bench, &others[i]);
 }
 
-/* The batches that serving has, by page, and by the query heads that share a KV head. */
+/* Batches that serving has, by page, by the query heads that share a KV head, and by head_dim. */
 static void bench_live(struct bench *bench)
 {
     static const struct {
@@ -471,19 +471,14 @@ static void bench_live(struct bench *bench)
                    {"B256 2k", 256, 2048}, {"B256 100-2048", 256, 0}, {"B107 100-2048", 107, 0},
                    {"B45 100-2048", 45, 0}};
     static const struct {
-        int n_heads, page;
-    } kinds[] = {{16, 64}, {16, 16}, {16, 256}, {8, 64}, {32, 64}, {64, 64}};
+        int n_heads, head_dim, page;
+    } kinds[] = {{16, 128, 64}, {16, 128, 16}, {16, 128, 256}, {8, 128, 64},
+                 {32, 128, 64}, {64, 128, 64}, {8, 64, 64}};
     for (size_t k = 0; k < ARRAY_LEN(kinds); k++) {
         for (size_t i = 0; i < ARRAY_LEN(batches); i++) {
-            struct shape s = {batches[i].name,
-                              batches[i].n_seqs,
-                              1,
-                              batches[i].kv_len,
-                              kinds[k].n_heads,
-                              8,
-                              128,
-                              kinds[k].page,
-                              ATTENTION_FLASH,
+            struct shape s = {batches[i].name,   batches[i].n_seqs, 1,
+                              batches[i].kv_len, kinds[k].n_heads,  8,
+                              kinds[k].head_dim, kinds[k].page,     ATTENTION_FLASH,
                               DTYPE_BF16};
             run_shape(bench, &s);
         }
