@@ -27,7 +27,8 @@ void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_
     if (!encode)
         CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode,
                                                     12000, cudaEnableDefault, &found));
-    cuuint64_t size[2] = {(cuuint64_t)head_dim, (cuuint64_t)1 << 31}; /* rows: more than memory has */
+    cuuint64_t size[2] = {(cuuint64_t)head_dim,
+                          (cuuint64_t)1 << 31}; /* rows: more than memory has */
     cuuint64_t row_bytes = (cuuint64_t)head_dim * 2;
     cuuint32_t box[2] = {(cuuint32_t)n_columns, GROUP_KEYS}, step[2] = {1, 1};
     CUtensorMapSwizzle swizzle = n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
