@@ -305,6 +305,13 @@ static __device__ __forceinline__ struct key_group key_group_find(struct block_w
     return g;
 }
 
+/* Whether all of its keys exist, in one block. */
+static __device__ __forceinline__ bool key_group_is_whole(const struct key_group *g,
+                                                          const struct attention_params *p)
+{
+    return g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size;
+}
+
 template <bool AMPERE>
 static __device__ __forceinline__ void copy_16(uint32_t to, const void *from, bool valid)
 {
@@ -351,7 +358,7 @@ static __device__ __forceinline__ void key_group_copy(ADDRESS to, const T *from,
 {
     constexpr int row_parts = D / 8;
     int lane = threadIdx.x % 32;
-    if (g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size) {
+    if (key_group_is_whole(g, p)) {
         const T *rows = from + kv_index(p, g->block, g->kv_head, g->offset) + lane * 8;
 #pragma unroll
         for (int i = 0; i < GROUP_KEYS * row_parts / 32; i++) {

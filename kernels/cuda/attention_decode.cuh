@@ -60,7 +60,7 @@ template <int N_HALVES> struct __align__(16) decode_shared
 /* Stages of shared memory that are filled and used in turn. Stage i of a share holds the keys of
  * its tile i and the values of tile i - 1. */
 struct decode_ring {
-    uint32_t tiles;   /* [n_stages][k, v][ATTENTION_TILE], rows of D and padding */
+    uint32_t tiles;   /* [n_stages][k, v]: decode_tile, RING_ALIGNMENT aligned   */
     uint32_t arrived; /* [n_stages] copy barriers of 8 bytes                     */
     int n_stages;
     int stage;  /* the next one       */
@@ -137,14 +137,8 @@ static __device__ __forceinline__ void source_find_keys(const struct attention_p
 }
 
 #if PTX_HOPPER
-/* Whether all keys of the group lie in one block. */
-static __device__ __forceinline__ bool is_box(const struct key_group *g,
-                                              const struct attention_params *p)
-{
-    return g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size;
-}
-
-/* A warp's part of a tile, as a box when it is one. */
+/* A warp's part of a tile: as boxes, or 16 bytes a copy where it ends or crosses into other blocks.
+ */
 template <typename T, int D>
 static __device__ __forceinline__ void
 ring_copy_group(uint32_t tile, const CUtensorMap *map, const T *from, const struct key_group *g,
@@ -152,7 +146,7 @@ ring_copy_group(uint32_t tile, const CUtensorMap *map, const T *from, const stru
 {
     constexpr int columns = PANEL_COLUMNS(D), panel_bytes = GROUP_KEYS * columns * 2;
     uint32_t to = tile + tile_warp() * (GROUP_KEYS * D * 2);
-    if (!is_box(g, p)) {
+    if (!key_group_is_whole(g, p)) {
         key_group_copy<T, D, true>(decode_tile<D, true>{to}, from, g, p);
         copy_barrier_expect_async(barrier);
     } else if (threadIdx.x % 32 == 0) {
@@ -171,7 +165,8 @@ ring_copy(const struct attention_params *p, const struct decode_maps *maps,
 {
     uint32_t barrier = r->arrived + 8 * r->stage;
     uint32_t k = r->tiles + r->stage * ring_stage_bytes<D>(), v = k + ring_stage_bytes<D>() / 2;
-    int n_boxes = (has_keys && is_box(&s->keys, p)) + (has_values && is_box(&s->values, p));
+    int n_boxes = (has_keys && key_group_is_whole(&s->keys, p)) +
+                  (has_values && key_group_is_whole(&s->values, p));
     bool is_first = threadIdx.x % 32 == 0;
     if (is_first && n_boxes > 0) {
         copy_box_fence();
