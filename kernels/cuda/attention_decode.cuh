@@ -37,12 +37,9 @@
 
 #include "kernels/cuda/attention_decode_rows.cuh"
 
-#define DECODE_MAX_STAGES 6 /* copy_wait() knows no more */
-/* Blocks that share a multiprocessor, where shared memory allows: short rows make small tiles, and
- * one block takes as long for them. */
-#define DECODE_BLOCKS_PER_SM(head_dim) ((head_dim) <= 64 ? 2 : 1)
-#define RING_ALIGNMENT                 1024 /* of the pattern of a swizzle of 128 bytes */
-#define SCORE_STRIDE                   (ATTENTION_TILE + 8) /* floats: rows start 8 banks apart */
+#define DECODE_MAX_STAGES 6                    /* copy_wait() knows no more */
+#define RING_ALIGNMENT    1024                 /* of the pattern of a swizzle of 128 bytes */
+#define SCORE_STRIDE      (ATTENTION_TILE + 8) /* floats: rows start 8 banks apart */
 
 /* What four of the warps do. */
 enum decode_task { TASK_VALUES, TASK_SCORES, TASK_COPIES };
@@ -509,7 +506,7 @@ decode_value_share(const struct attention_params *p, struct decode_shared<N_HALV
 }
 
 template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
-static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS_PER_SM(D))
+static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     decode_kernel(const __grid_constant__ struct attention_params p,
                   const __grid_constant__ struct decode_maps maps, int n_stages, int max_parked)
 {
@@ -544,8 +541,8 @@ struct decode_plan {
     size_t shared, scratch_floats;
 };
 
-/* As many blocks per multiprocessor as leave each at least two stages, so that one streams while
- * the others compute. */
+/* One block per multiprocessor, with all of its shared memory. Two for head_dim 64, of half the
+ * registers, took 28 % longer on an H200 (256 sequences of 2048 keys). */
 static struct decode_plan decode_plan(const struct cuda_device *d, int head_dim, int heads_per_kv,
                                       int n_pairs, int max_kv_len, bool ampere)
 {
@@ -555,19 +552,12 @@ static struct decode_plan decode_plan(const struct cuda_device *d, int head_dim,
     size_t fixed =
         n_halves == 2 ? sizeof(struct decode_shared<2>) : sizeof(struct decode_shared<1>);
     fixed += RING_ALIGNMENT;
-    size_t reserved = 1024; /* of each block's shared memory, by the driver */
-    int per_sm = DECODE_BLOCKS_PER_SM(head_dim);
-    for (; per_sm > 0 && plan.n_stages < 2; per_sm--) {
-        size_t room = MIN(d->shared_per_sm / per_sm - reserved, d->shared_per_block);
-        plan.n_stages = (int)MIN((room - fixed) / stage, DECODE_MAX_STAGES);
-        if (!ampere)
-            plan.n_stages = MIN(plan.n_stages, 1); /* its copies are complete when they return */
-    }
+    plan.n_stages = (int)MIN((d->shared_per_block - fixed) / stage, DECODE_MAX_STAGES);
+    if (!ampere)
+        plan.n_stages = MIN(plan.n_stages, 1); /* its copies are complete when they return */
     assert(plan.n_stages >= 1);
     plan.shared = fixed + plan.n_stages * stage;
-    per_sm = (int)MIN(d->shared_per_sm / (plan.shared + reserved),
-                      (size_t)DECODE_BLOCKS_PER_SM(head_dim));
-    plan.n_blocks = MIN(per_sm * d->n_sms, MAX_DECODE_BLOCKS);
+    plan.n_blocks = MIN(d->n_sms, MAX_DECODE_BLOCKS);
     /* A share has whole chunks but for its first and last. */
     long tiles = (long)n_pairs * CEIL_DIV(max_kv_len, ATTENTION_TILE);
     long chunks = CEIL_DIV(tiles, plan.n_blocks) / TILES_PER_CHUNK + 2;

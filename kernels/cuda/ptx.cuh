@@ -176,13 +176,16 @@ static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int p
 }
 
 /* Starts the copy of a box of a matrix, by one thread; its bytes count as arrived on the barrier.
- * map: how the matrix lies in memory and the box in shared memory, a parameter of the kernel. */
+ * map: how the matrix lies in memory and the box in shared memory, a parameter of the kernel. The
+ * L2 cache drops the box first: it is for what is read once. */
 static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column,
                                                 int row, uint32_t barrier)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(barrier)
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
                  : "memory");
 }
 
