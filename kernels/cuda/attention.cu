@@ -2,6 +2,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention.h"
 
+#include <cudaTypedefs.h>
 #include <limits.h>
 
 static_assert(sizeof(struct attention_counters) % 256 == 0, "the scratch after it stays aligned");
@@ -17,6 +18,27 @@ size_t cuda_attention_workspace(const struct step_limits *limits)
     if (attention_has_tiles(shape->head_dim))
         floats = MAX(floats, attention_tiles_scratch(&d, shape, limits->max_seqs, max_kv_len));
     return sizeof(struct attention_counters) + floats * sizeof(float);
+}
+
+void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns)
+{
+    static PFN_cuTensorMapEncodeTiled_v12000 encode;
+    cudaDriverEntryPointQueryResult found;
+    if (!encode)
+        CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode,
+                                                    12000, cudaEnableDefault, &found));
+    cuuint64_t size[2] = {(cuuint64_t)head_dim,
+                          (cuuint64_t)1 << 31}; /* rows: more than memory has */
+    cuuint64_t row_bytes = (cuuint64_t)head_dim * 2;
+    cuuint32_t box[2] = {(cuuint32_t)n_columns, GROUP_KEYS}, step[2] = {1, 1};
+    CUtensorMapSwizzle swizzle = n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                 : n_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                   : CU_TENSOR_MAP_SWIZZLE_32B;
+    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)rows, size, &row_bytes,
+                             box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        die("CUDA: cuTensorMapEncodeTiled of rows of %d: error %d", head_dim, (int)result);
 }
 
 static struct attention_params make_params(const struct cuda_device *d,

@@ -88,6 +88,10 @@ void attention_turing_f16(const struct cuda_device *d, const struct attention_pa
 void attention_generic(const struct cuda_device *d, const struct attention_params *p);
 void attention_eager(const struct cuda_device *d, const struct attention_params *p, int max_kv_len);
 
+/* Describes an array of rows of 16-bit elements for copy_box(), boxes of GROUP_KEYS rows and
+ * n_columns columns; 32, 64 or 128 bytes of a row, which are swizzled as wide. */
+void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns);
+
 /* Scratch of the above, in floats. */
 size_t attention_tiles_scratch(const struct cuda_device *d, const struct attention_shape *shape,
                                int n_seqs, int max_kv_len);
@@ -243,6 +247,12 @@ static __device__ __forceinline__ float row_norm(float sum)
 
 /* ---- keys and values ------------------------------------------------------------------------ */
 
+/* Which of the ATTENTION_WARPS warps with the same task this one is. */
+static __device__ __forceinline__ int tile_warp(void)
+{
+    return threadIdx.x / 32 % ATTENTION_WARPS;
+}
+
 /* Index of the first element of a key (value) in the cache, given its block. */
 static __device__ __forceinline__ size_t kv_index(const struct attention_params *p, int block,
                                                   int kv_head, int offset)
@@ -262,7 +272,7 @@ static __device__ __forceinline__ void
 block_window_load(struct block_window *w, const struct attention_params *p, int seq, int first_tile)
 {
     int tile = first_tile + threadIdx.x % 32;
-    int key = tile * ATTENTION_TILE + threadIdx.x / 32 * GROUP_KEYS;
+    int key = tile * ATTENTION_TILE + tile_warp() * GROUP_KEYS;
     int index = (int)((unsigned)key / (unsigned)p->block_size);
     w->seq = seq;
     w->first_tile = first_tile;
@@ -288,11 +298,18 @@ static __device__ __forceinline__ struct key_group key_group_find(struct block_w
     if (seq != w->seq || tile < w->first_tile || tile >= w->first_tile + 32)
         block_window_load(w, p, seq, tile);
     struct key_group g = {seq, kv_head};
-    g.first = tile * ATTENTION_TILE + threadIdx.x / 32 * GROUP_KEYS;
+    g.first = tile * ATTENTION_TILE + tile_warp() * GROUP_KEYS;
     g.n = max(0, min(GROUP_KEYS, limit - g.first));
     g.block = __shfl_sync(~0u, w->block, tile - w->first_tile);
     g.offset = __shfl_sync(~0u, w->offset, tile - w->first_tile);
     return g;
+}
+
+/* Whether all of its keys exist, in one block. */
+static __device__ __forceinline__ bool key_group_is_whole(const struct key_group *g,
+                                                          const struct attention_params *p)
+{
+    return g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size;
 }
 
 template <bool AMPERE>
@@ -332,35 +349,48 @@ template <bool AMPERE> static __device__ __forceinline__ void copy_wait(int n_pe
 #endif
 }
 
-/* The group's rows of `from` (all keys or all values) to shared memory at `to`, rows of D elements
- * and padding, by one warp. */
-template <typename T, int D, bool AMPERE>
-static __device__ __forceinline__ void key_group_copy(uint32_t to, const T *from,
+/* The group's rows of `from` (all keys or all values) to shared memory, by one warp; to(row, part)
+ * is where 16 bytes of a row go. */
+template <typename T, int D, bool AMPERE, typename ADDRESS>
+static __device__ __forceinline__ void key_group_copy(ADDRESS to, const T *from,
                                                       const struct key_group *g,
                                                       const struct attention_params *p)
 {
-    constexpr int row_parts = D / 8, row_bytes = (D + ROW_PADDING) * 2;
+    constexpr int row_parts = D / 8;
     int lane = threadIdx.x % 32;
-    if (g->n == GROUP_KEYS && g->offset + GROUP_KEYS <= p->block_size) {
+    if (key_group_is_whole(g, p)) {
         const T *rows = from + kv_index(p, g->block, g->kv_head, g->offset) + lane * 8;
 #pragma unroll
         for (int i = 0; i < GROUP_KEYS * row_parts / 32; i++) {
             int part = lane + 32 * i;
-            copy_16<AMPERE>(to + part / row_parts * row_bytes + part % row_parts * 16,
-                            rows + 32 * 8 * i, true);
+            copy_16<AMPERE>(to(part / row_parts, part % row_parts), rows + 32 * 8 * i, true);
         }
         return;
     }
 #pragma unroll 1
     for (int part = lane; part < GROUP_KEYS * row_parts; part += 32) {
         int row = part / row_parts, column = part % row_parts;
-        int key = g->first + max(0, min(row, g->n - 1));
-        int index = min((int)((unsigned)key / (unsigned)p->block_size), p->max_blocks - 1);
-        int block = p->block_table[(size_t)g->seq * p->max_blocks + index];
-        const T *source = from + kv_index(p, block, g->kv_head, key - index * p->block_size);
-        copy_16<AMPERE>(to + row * row_bytes + column * 16, source + column * 8, row < g->n);
+        int block = g->block, offset = g->offset + row;
+        bool valid = row < g->n;
+        if (valid && offset >= p->block_size) { /* the group goes on in other blocks */
+            int key = g->first + row, index = (int)((unsigned)key / (unsigned)p->block_size);
+            block = p->block_table[(size_t)g->seq * p->max_blocks + index];
+            offset = key - index * p->block_size;
+        }
+        const T *source = valid ? from + kv_index(p, block, g->kv_head, offset) : from;
+        copy_16<AMPERE>(to(row, column), source + column * 8, valid);
     }
 }
+
+/* Rows of D elements and padding from `rows` on. */
+template <int D> struct padded_rows {
+    uint32_t rows;
+
+    __device__ __forceinline__ uint32_t operator()(int row, int part) const
+    {
+        return rows + row * (D + ROW_PADDING) * 2 + part * 16;
+    }
+};
 
 /* ---- products ------------------------------------------------------------------------------- */
 
@@ -391,7 +421,8 @@ static __device__ __forceinline__ void pack_numerators(uint32_t a[4], const floa
 /* ---- cooperation of a block of threads ------------------------------------------------------ */
 
 /* Sum of `value` over the threads up to and including this one; *total: over all. board: shared,
- * [ATTENTION_WARPS]; free again after the next barrier. */
+ * [N_WARPS]; free again after the next barrier. */
+template <int N_WARPS>
 static __device__ __forceinline__ int block_prefix_sum(int value, int *total, int *board)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -405,7 +436,7 @@ static __device__ __forceinline__ int block_prefix_sum(int value, int *total, in
     __syncthreads();
     *total = 0;
 #pragma unroll
-    for (int w = 0; w < ATTENTION_WARPS; w++) {
+    for (int w = 0; w < N_WARPS; w++) {
         value += w < warp ? board[w] : 0;
         *total += board[w];
     }
@@ -425,7 +456,7 @@ static __device__ __forceinline__ bool find_job(const struct attention_params *p
         int s = first + threadIdx.x, total;
         int q_len = s < p->n_seqs ? p->q_start[s + 1] - p->q_start[s] : 0;
         int n = q_len >= min_q_len ? CEIL_DIV(q_len * p->heads_per_kv, job_rows) : 0;
-        int end = first_number + block_prefix_sum(n, &total, board);
+        int end = first_number + block_prefix_sum<ATTENTION_WARPS>(n, &total, board);
         if (number >= end - n && number < end) {
             board[ATTENTION_WARPS] = s;
             board[ATTENTION_WARPS + 1] = end - 1 - number;

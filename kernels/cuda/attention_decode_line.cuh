@@ -11,10 +11,12 @@
 
 #include "kernels/cuda/attention.cuh"
 
-#define DECODE_ROWS 16 /* of a matrix tile */
+#define DECODE_ROWS    16 /* of a matrix tile */
+#define DECODE_WARPS   (3 * ATTENTION_WARPS)
+#define DECODE_THREADS (32 * DECODE_WARPS)
 
 struct decode_board {
-    int sums[ATTENTION_WARPS];
+    int sums[DECODE_WARPS];
     int seq[2], first_offset[2]; /* of the ends of the share */
     int is_last;
 };
@@ -59,12 +61,12 @@ static __device__ __forceinline__ bool decode_takes(const struct attention_param
 
 static __device__ __forceinline__ int decode_tiles(const struct attention_params *p, int seq)
 {
-    if (seq >= p->n_seqs || !decode_takes(p, seq))
+    if (seq >= p->n_seqs)
         return 0;
     struct decode_place place;
     place.seq = seq;
-    decode_range(p, &place);
-    return (place.end_tile - place.first_tile) * decode_pairs(p);
+    decode_range(p, &place); /* before the question, so that all loads are under way together */
+    return decode_takes(p, seq) ? (place.end_tile - place.first_tile) * decode_pairs(p) : 0;
 }
 
 /* Share i starts at i total / n on the line, before it is rounded up. */
@@ -140,17 +142,17 @@ static __device__ __forceinline__ bool decode_cut(const struct attention_params 
                                                   struct decode_place *place)
 {
     int mine = 0, sum, before = 0;
-    for (int s = threadIdx.x; s < p->n_seqs; s += ATTENTION_THREADS)
+    for (int s = threadIdx.x; s < p->n_seqs; s += DECODE_THREADS)
         mine += decode_tiles(p, s);
-    block_prefix_sum(mine, &sum, board->sums);
+    block_prefix_sum<DECODE_WARPS>(mine, &sum, board->sums);
     __syncthreads();
     share->total = sum;
     int ends[2] = {share_start(blockIdx.x, sum), share_start(blockIdx.x + 1, sum)};
     if (ends[0] == ends[1])
         return false;
-    for (int first = 0; first < p->n_seqs && before <= ends[1]; first += ATTENTION_THREADS) {
+    for (int first = 0; first < p->n_seqs && before <= ends[1]; first += DECODE_THREADS) {
         int n = decode_tiles(p, first + threadIdx.x);
-        int end = before + block_prefix_sum(n, &sum, board->sums);
+        int end = before + block_prefix_sum<DECODE_WARPS>(n, &sum, board->sums);
         for (int i = 0; i < 2; i++) {
             if (ends[i] >= end - n && ends[i] < end) {
                 board->seq[i] = first + threadIdx.x;

@@ -6,6 +6,8 @@
 
 #include "kernels/cuda/attention_decode_line.cuh"
 
+#define DECODE_VALUES_BARRIER 1 /* of the threads that hold rows; 0 is of all */
+
 /* Column tiles of 8 that a warp has of the output. */
 #define DECODE_COLUMN_TILES(head_dim) CEIL_DIV((head_dim) / 8, ATTENTION_WARPS)
 
@@ -48,7 +50,7 @@ static __device__ __forceinline__ void decode_fold(struct decode_rows<D> &ahead,
 template <int D, int N_HALVES>
 static __device__ __forceinline__ void decode_park(float2 *to, const struct decode_rows<D> &r)
 {
-    to += threadIdx.x;
+    to += threadIdx.x % ATTENTION_THREADS;
 #pragma unroll
     for (int h = 0; h < N_HALVES; h++) {
         to[h * ATTENTION_THREADS] = make_float2(r.state.top[h], r.state.sum[h]);
@@ -63,7 +65,7 @@ static __device__ __forceinline__ void decode_park(float2 *to, const struct deco
 template <int D, int N_HALVES>
 static __device__ __forceinline__ void decode_fetch(struct decode_rows<D> &r, const float2 *from)
 {
-    from += threadIdx.x;
+    from += threadIdx.x % ATTENTION_THREADS;
 #pragma unroll
     for (int h = 0; h < N_HALVES; h++) {
         float2 state = __ldcg(from + h * ATTENTION_THREADS);
@@ -83,7 +85,7 @@ static __device__ __forceinline__ void decode_store(const struct decode_rows<D> 
                                                     const struct attention_params *p,
                                                     const struct decode_place *place)
 {
-    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * DECODE_COLUMN_TILES(D);
+    int lane = threadIdx.x % 32, first = tile_warp() * DECODE_COLUMN_TILES(D);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int row = place->row_group * DECODE_ROWS + lane / 4 + 8 * h;
@@ -148,7 +150,7 @@ static __device__ __forceinline__ void
 decode_fold_parked(struct decode_rows<D> &all, const struct decode_parking *parking,
                    const struct decode_place *place, int total)
 {
-    constexpr int n_together = D * N_HALVES > 128 ? 3 : 6;
+    constexpr int n_together = D == 128 && N_HALVES == 1 ? 6 : 3;
     int owner = share_of(place->offset, total);
     struct parked_chunks next = {owner, next_chunk(place->first_tile), owner, 0};
     decode_rows_clear(all);
@@ -174,7 +176,7 @@ decode_fold_parked(struct decode_rows<D> &all, const struct decode_parking *park
 }
 
 /* A block is done with its part of a pair that others share: n_chunks of it are parked. The block
- * that brings the last chunk folds and writes the pair. */
+ * that brings the last chunk folds and writes the pair. By the warps that take values. */
 template <typename T, int D, int N_HALVES>
 static __device__ __forceinline__ void
 decode_arrive(const struct attention_params *p, struct decode_board *board,
@@ -184,17 +186,17 @@ decode_arrive(const struct attention_params *p, struct decode_board *board,
     int *counter = &p->counters->n_arrived[share_of(place->offset, share->total)];
     int first_chunk = place->first_tile / TILES_PER_CHUNK;
     int all_chunks = (place->end_tile - 1) / TILES_PER_CHUNK - first_chunk + 1;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
+    barrier_wait(DECODE_VALUES_BARRIER, ATTENTION_THREADS);
+    if (threadIdx.x % ATTENTION_THREADS == 0) {
+        __threadfence(); /* for what all threads before the barrier parked */
         board->is_last = atomicAdd(counter, n_chunks) + n_chunks == all_chunks;
         if (board->is_last)
             *counter = 0;
+        __threadfence();
     }
-    __syncthreads();
+    barrier_wait(DECODE_VALUES_BARRIER, ATTENTION_THREADS);
     if (!board->is_last)
         return;
-    __threadfence();
     struct decode_rows<D> rows;
     decode_fold_parked<D, N_HALVES>(rows, parking, place, share->total);
     decode_store<T, D>(rows, p, place);

@@ -327,7 +327,7 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
     struct key_group keys =
         key_group_find(&window, p, job->seq, job->kv_head, job->first_tile, job->kv_len);
     prefill_load_q<T, D, M_TILES, AMPERE>(q, p, job);
-    key_group_copy<T, D, AMPERE>(k + to, (const T *)p->k, &keys, p);
+    key_group_copy<T, D, AMPERE>(padded_rows<D>{k + to}, (const T *)p->k, &keys, p);
     copy_commit<AMPERE>();
     for (int tile = job->first_tile; tile < job->end_tile; tile++) {
         float s[M_TILES][TILE_STEPS][4], base[M_TILES][2];
@@ -335,7 +335,7 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
                        (tile + 1) * ATTENTION_TILE > job->warp_first + 1 - p->window;
         copy_wait<AMPERE>(0);
         __syncthreads(); /* the keys are there, the last values have been used */
-        key_group_copy<T, D, AMPERE>(v + to, (const T *)p->v, &keys, p);
+        key_group_copy<T, D, AMPERE>(padded_rows<D>{v + to}, (const T *)p->v, &keys, p);
         copy_commit<AMPERE>();
         keys = key_group_find(&window, p, job->seq, job->kv_head, tile + 1, job->kv_len);
         if (is_seen) {
@@ -350,7 +350,7 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
         copy_wait<AMPERE>(0);
         __syncthreads(); /* the values are there, the keys have been used */
         if (tile + 1 < job->end_tile) {
-            key_group_copy<T, D, AMPERE>(k + to, (const T *)p->k, &keys, p);
+            key_group_copy<T, D, AMPERE>(padded_rows<D>{k + to}, (const T *)p->k, &keys, p);
             copy_commit<AMPERE>();
         } else if (threadIdx.x == 0) {
             *next_number = gridDim.x + atomicAdd(&p->counters->next_job, 1);

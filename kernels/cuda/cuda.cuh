@@ -34,7 +34,6 @@ struct cuda_device {
     cudaStream_t stream; /* of all operations and copies */
     int n_sms;
     size_t shared_per_block; /* bytes of shared memory that a block may opt in to */
-    size_t shared_per_sm;
     struct cuda_linear *linear;
     struct cuda_loader *loader; /* NULL: no weights are being loaded */
     struct cuda_staging *staging;
@@ -74,18 +73,15 @@ static inline struct cuda_device *cuda_device(struct device *device)
     return d;
 }
 
-/* Fills in n_sms, shared_per_block and shared_per_sm from the current device. */
+/* Fills in n_sms and shared_per_block from the current device. */
 static inline void cuda_device_read_limits(struct cuda_device *d)
 {
-    int device, n_sms, per_block, per_sm;
+    int device, n_sms, per_block;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
     CUDA_CHECK(cudaDeviceGetAttribute(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    CUDA_CHECK(
-        cudaDeviceGetAttribute(&per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
     d->n_sms = n_sms;
     d->shared_per_block = (size_t)per_block;
-    d->shared_per_sm = (size_t)per_sm;
 }
 
 /* ---- elements ------------------------------------------------------------------------------- */

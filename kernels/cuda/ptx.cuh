@@ -9,6 +9,7 @@
 #ifndef QUIRE_CUDA_PTX_CUH
 #define QUIRE_CUDA_PTX_CUH
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -19,6 +20,13 @@
 #define PTX_AMPERE 1
 #else
 #define PTX_AMPERE 0
+#endif
+
+/* The same for compute capability 9.0. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PTX_HOPPER 1
+#else
+#define PTX_HOPPER 0
 #endif
 
 /* Address of shared memory as the instructions below take it. */
@@ -85,6 +93,112 @@ static __device__ __forceinline__ void copy_async_commit(void)
 template <int pending> static __device__ __forceinline__ void copy_async_wait(void)
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+#endif
+
+/* ---- barriers and copies of boxes ----------------------------------------------------------- */
+
+/* A barrier of n_threads threads of a block, whole warps, by its number; 0 is __syncthreads(). */
+static __device__ __forceinline__ void barrier_wait(int number, int n_threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(n_threads) : "memory");
+}
+
+/* Lets the kernel after this one start when it is launched to overlap with this one: its blocks
+ * take what room there is once every block of this kernel has come here or ended. */
+static __device__ __forceinline__ void next_kernel_start(void)
+{
+#if PTX_HOPPER
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Waits until the kernels before this one are complete and what they wrote can be read. Every block
+ * of a kernel that is launched to overlap comes here, so that no kernel ends before an earlier one.
+ */
+static __device__ __forceinline__ void previous_kernel_wait(void)
+{
+#if PTX_HOPPER
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#if PTX_HOPPER
+
+/* An object in shared memory on which threads wait for copies. A phase of it is over when
+ * n_arrivals threads have arrived and the bytes they announced are there. */
+static __device__ __forceinline__ void copy_barrier_init(uint32_t barrier, int n_arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n_arrivals)
+                 : "memory");
+}
+
+/* After the initialisation, before the barrier of the block that shows it to the others. */
+static __device__ __forceinline__ void copy_barrier_publish(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* The phase is not over before so many bytes more are there. */
+static __device__ __forceinline__ void copy_barrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier),
+                 "r"(bytes)
+                 : "memory");
+}
+
+/* Nor before the copies are that this thread started by copy_async_16(). */
+static __device__ __forceinline__ void copy_barrier_expect_async(uint32_t barrier)
+{
+    asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Waits for the end of the phase with this parity: 0 for the first, third, ... of the barrier. */
+static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
+{
+    uint32_t is_over;
+    do {
+        asm volatile("{\n"
+                     ".reg .pred over;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, over;\n"
+                     "}\n"
+                     : "=r"(is_over)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!is_over);
+}
+
+/* Starts the copy of a box of a matrix, by one thread; its bytes count as arrived on the barrier.
+ * map: how the matrix lies in memory and the box in shared memory, a parameter of the kernel. The
+ * L2 cache drops the box first: it is for what is read once. */
+static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column,
+                                                int row, uint32_t barrier)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+/* Brings the description of a matrix near before its first use. */
+static __device__ __forceinline__ void copy_box_prepare(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* Between other accesses to shared memory and copy_box() to the same place. */
+static __device__ __forceinline__ void copy_box_fence(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 #endif

@@ -11,6 +11,7 @@
  * order that head_dim alone decides. Bytes: qkv read once, Q, K and V written once.
  */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 #include <limits.h>
 
@@ -145,6 +146,7 @@ static __device__ __forceinline__ void store_cache(const struct rope_params *p,
 template <typename T, int V, int LANES, int TURNS>
 static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const struct rope_params p)
 {
+    next_kernel_start(); /* decode attention has its work to cut up meanwhile */
     int heads = p.n_heads + 2 * p.n_kv_heads, half = p.head_dim / 2, n_jobs = p.n_tokens * heads;
     int group = (blockIdx.x * ROPE_THREADS + threadIdx.x) / LANES, job = min(group, n_jobs - 1);
     int token = job / heads, head = job - token * heads;

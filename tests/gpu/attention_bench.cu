@@ -1,7 +1,7 @@
 /* attention_bench.cu - speed of attention on CUDA beside the limits of the card, measured in the
  * same run.
  *
- *   attention_bench [decode | prefill | softcap | kinds]
+ *   attention_bench [decode | live | prefill | softcap | kinds]
  *
  * Limits: reading 2 GB once, and an 8192^3 bf16 matrix product by cuBLASLt. Each shape is launched
  * from a CUDA graph over rotating caches, so that keys come from memory and not from the L2 cache;
@@ -229,7 +229,7 @@ static void set_lens(struct load *l)
     uint64_t state = 1;
     const struct shape *s = &l->s;
     for (int i = 0; i < s->n_seqs; i++) {
-        int kv_len = s->kv_len > 0 ? s->kv_len : 100 + (int)(random_next(&state) % 1900);
+        int kv_len = s->kv_len > 0 ? s->kv_len : 100 + (int)(random_next(&state) % 1949);
         int q_len = s->q_len > 0 ? s->q_len : kv_len;
         l->kv_len[i] = kv_len;
         l->q_start[i + 1] = l->q_start[i] + q_len;
@@ -433,7 +433,7 @@ static const struct {
 } decodes[] = {
     {"B1 512", 1, 512},   {"B8 512", 8, 512},   {"B64 512", 64, 512}, {"B256 512", 256, 512},
     {"B1 2k", 1, 2048},   {"B8 2k", 8, 2048},   {"B64 2k", 64, 2048}, {"B256 2k", 256, 2048},
-    {"B1 32k", 1, 32768}, {"B8 32k", 8, 32768}, {"B64 8k", 64, 8192}, {"B256 100-2000", 256, 0},
+    {"B1 32k", 1, 32768}, {"B8 32k", 8, 32768}, {"B64 8k", 64, 8192}, {"B256 100-2048", 256, 0},
 };
 
 static void bench_decode(struct bench *bench)
@@ -461,6 +461,30 @@ static void bench_decode(struct bench *bench)
         run_shape(bench, &others[i]);
 }
 
+/* Batches that serving has, by page, by the query heads that share a KV head, and by head_dim. */
+static void bench_live(struct bench *bench)
+{
+    static const struct {
+        const char *name;
+        int n_seqs, kv_len;
+    } batches[] = {{"B1 2k", 1, 2048},     {"B8 2k", 8, 2048},        {"B64 512", 64, 512},
+                   {"B256 2k", 256, 2048}, {"B256 100-2048", 256, 0}, {"B107 100-2048", 107, 0},
+                   {"B45 100-2048", 45, 0}};
+    static const struct {
+        int n_heads, head_dim, page;
+    } kinds[] = {{16, 128, 64}, {16, 128, 16}, {16, 128, 256}, {8, 128, 64},
+                 {32, 128, 64}, {64, 128, 64}, {8, 64, 64}};
+    for (size_t k = 0; k < ARRAY_LEN(kinds); k++) {
+        for (size_t i = 0; i < ARRAY_LEN(batches); i++) {
+            struct shape s = {batches[i].name,   batches[i].n_seqs, 1,
+                              batches[i].kv_len, kinds[k].n_heads,  8,
+                              kinds[k].head_dim, kinds[k].page,     ATTENTION_FLASH,
+                              DTYPE_BF16};
+            run_shape(bench, &s);
+        }
+    }
+}
+
 static void bench_prefill(struct bench *bench)
 {
     static const struct {
@@ -484,7 +508,7 @@ static void bench_prefill(struct bench *bench)
         {"4x4096", 4, 4096, 4096, 32, 8, 80, 64, ATTENTION_FLASH, DTYPE_BF16},
         {"4x4096", 4, 4096, 4096, 32, 8, 96, 64, ATTENTION_FLASH, DTYPE_BF16},
         {"4x4096", 4, 4096, 4096, 8, 4, 256, 64, ATTENTION_FLASH, DTYPE_BF16},
-        {"16x100-2000", 16, 0, 0, 32, 8, 128, 64, ATTENTION_FLASH, DTYPE_BF16},
+        {"16x100-2048", 16, 0, 0, 32, 8, 128, 64, ATTENTION_FLASH, DTYPE_BF16},
         {"512 after 8192", 1, 512, 8704, 32, 8, 128, 64, ATTENTION_FLASH, DTYPE_BF16},
         {"2x60", 2, 60, 60, 32, 8, 128, 16, ATTENTION_FLASH, DTYPE_F16},
         {"4x64", 4, 64, 64, 32, 8, 128, 16, ATTENTION_FLASH, DTYPE_F16},
@@ -540,6 +564,8 @@ int main(int argc, char **argv)
            bench.limits.gemm_tflops);
     if (only == NULL || strcmp(only, "decode") == 0)
         bench_decode(&bench);
+    if (only == NULL || strcmp(only, "live") == 0)
+        bench_live(&bench);
     if (only == NULL || strcmp(only, "prefill") == 0)
         bench_prefill(&bench);
     if (only == NULL || strcmp(only, "softcap") == 0)

@@ -6,7 +6,8 @@
  * every slot of the cache that no key is in and in every output before a run, and table entries
  * beyond a sequence that lead outside the cache. Then the rows of a whole prefill of all sequences
  * are compared bit for bit with those of the same sequences alone, in chunks of many sizes mixed
- * with decodes, decoded together with padding, and with other block sizes. Prints a line per case;
+ * with decodes, decoded together with padding, many launches behind one another, and on as few
+ * multiprocessors with other block sizes. Prints a line per case;
  * the exit code is 1 when any case fails. --small, for compute-sanitizer: short sequences, every
  * kernel but not every shape, one block size.
  */
@@ -292,8 +293,9 @@ static void host_batch_fill(struct host_batch *h, const struct fixture *f,
     }
 }
 
-/* The rows of a batch, [n_tokens, n_heads, head_dim] of act_dtype; the caller frees. */
-static unsigned char *run(struct fixture *f, const struct piece *piece, int n)
+/* The rows of a batch in each of several launches behind one another, [n_launches, n_tokens,
+ * n_heads, head_dim] of act_dtype; the caller frees. */
+static unsigned char *run(struct fixture *f, const struct piece *piece, int n, int n_launches)
 {
     struct host_batch h;
     host_batch_fill(&h, f, piece, n);
@@ -310,7 +312,7 @@ static unsigned char *run(struct fixture *f, const struct piece *piece, int n)
     b.block_table = (int *)gpu_copy_of(h.table, (size_t)n * f->max_blocks * sizeof(int));
     struct attention_args args = {};
     args.kind = f->c.kind;
-    args.out = gpu_alloc(out_bytes);
+    char *results = (char *)gpu_alloc(n_launches * out_bytes);
     args.qkv = gpu_copy_of(h.qkv, qkv_bytes);
     args.kv = f->kv;
     args.shape = {f->c.n_heads, f->c.n_kv_heads, f->c.head_dim, f->block_size, f->c.kv_dtype};
@@ -318,13 +320,16 @@ static unsigned char *run(struct fixture *f, const struct piece *piece, int n)
     args.window = f->c.window;
     args.softcap = f->c.softcap;
     args.batch = &b;
-    CUDA_CHECK(cudaMemset(args.out, 0xff, out_bytes));
+    CUDA_CHECK(cudaMemset(results, 0xff, n_launches * out_bytes));
     CUDA_CHECK(cudaDeviceSynchronize());
-    cuda_attention(&f->device.base, &args);
+    for (int i = 0; i < n_launches; i++) {
+        args.out = results + i * out_bytes;
+        cuda_attention(&f->device.base, &args);
+    }
     CUDA_CHECK(cudaStreamSynchronize(f->device.stream));
-    unsigned char *out = (unsigned char *)xmalloc(out_bytes);
-    CUDA_CHECK(cudaMemcpy(out, args.out, out_bytes, cudaMemcpyDeviceToHost));
-    const void *memory[] = {b.q_start, b.kv_len, b.block_table, args.out, args.qkv};
+    unsigned char *out = (unsigned char *)xmalloc(n_launches * out_bytes);
+    CUDA_CHECK(cudaMemcpy(out, results, n_launches * out_bytes, cudaMemcpyDeviceToHost));
+    const void *memory[] = {b.q_start, b.kv_len, b.block_table, results, args.qkv};
     for (size_t i = 0; i < ARRAY_LEN(memory); i++)
         gpu_free(memory[i]);
     free(h.table);
@@ -332,12 +337,15 @@ static unsigned char *run(struct fixture *f, const struct piece *piece, int n)
     return out;
 }
 
-/* Runs a batch and compares its rows with those of the whole prefill; padding with zeros. */
-static void check_same(struct fixture *f, const struct piece *piece, int n, const char *what)
+/* Runs a batch several times and compares its rows with those of the whole prefill; padding with
+ * zeros. */
+static void check_launches(struct fixture *f, const struct piece *piece, int n, int n_launches,
+                           const char *what)
 {
-    unsigned char *out = run(f, piece, n), *row = out;
+    unsigned char *out = run(f, piece, n, n_launches), *row = out;
     unsigned char *zeros = (unsigned char *)xcalloc(1, row_bytes(f));
-    for (int i = 0; i < n; i++) {
+    for (int k = 0; k < n * n_launches; k++) {
+        int i = k % n;
         for (int t = 0; t < piece[i].n; t++, row += row_bytes(f)) {
             const unsigned char *expected = zeros;
             if (piece[i].seq != PADDING)
@@ -355,6 +363,11 @@ static void check_same(struct fixture *f, const struct piece *piece, int n, cons
     free(zeros);
 }
 
+static void check_same(struct fixture *f, const struct piece *piece, int n, const char *what)
+{
+    check_launches(f, piece, n, 1, what);
+}
+
 /* ---- what is checked ------------------------------------------------------------------------ */
 
 static void run_whole(struct fixture *f)
@@ -362,7 +375,7 @@ static void run_whole(struct fixture *f)
     struct piece piece[MAX_SEQS];
     for (int s = 0; s < f->n_seqs; s++)
         piece[s] = {s, 0, f->seq[s].len};
-    unsigned char *out = run(f, piece, f->n_seqs), *row = out;
+    unsigned char *out = run(f, piece, f->n_seqs, 1), *row = out;
     for (int s = 0; s < f->n_seqs; s++) {
         memcpy(f->seq[s].whole, row, f->seq[s].len * row_bytes(f));
         row += f->seq[s].len * row_bytes(f);
@@ -434,8 +447,9 @@ static void check_chunks(struct fixture *f)
     }
 }
 
-/* Decodes of the last tokens side by side, with padding between; then of one token alone at places
- * around the borders of tiles and chunks. */
+/* Decodes of the last tokens side by side, with padding between, often enough that a race between
+ * warps, blocks or launches shows; then of one token alone at places around the borders of tiles
+ * and chunks. */
 static void check_decodes(struct fixture *f)
 {
     static const int places[] = {64, 512, 0, 62, 63, 127, 510, 511, 1023, 1024, 1025, 1535, 1536};
@@ -445,7 +459,7 @@ static void check_decodes(struct fixture *f)
         piece[2 * s] = {s, f->seq[s].len - 1, 1};
         piece[2 * s + 1] = {PADDING, 0, 1};
     }
-    check_same(f, piece, 2 * f->n_seqs, "decoded together");
+    check_launches(f, piece, 2 * f->n_seqs, f->is_small ? 3 : 50, "decoded together");
     for (int s = 0; s < f->n_seqs; s++) {
         for (size_t i = 0; i < n_places; i++) {
             struct piece one = {s, places[i], 1};
@@ -470,7 +484,11 @@ static bool check_case(const struct test_case *c, const int *seq_lens, int n_seq
     check_alone(&f);
     check_chunks(&f);
     check_decodes(&f);
-    if (!is_small) {
+    f.device.n_sms = 5; /* so that a block of threads has many pairs of sequence and head */
+    if (is_small) {
+        build_cache(&f, c->block_size);
+        check_decodes(&f);
+    } else {
         build_cache(&f, c->other_block_size);
         check_alone(&f);
         check_decodes(&f);
