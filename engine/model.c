@@ -333,10 +333,9 @@ const struct tokenizer *model_get_tokenizer(const struct model *m)
 
 /* ---- activations ---- */
 
-/* Bytes of the buffers of struct activations; its first four are of one size, as are the last two
- * but the logits. */
+/* Bytes of the buffers of struct activations; the two of the last rows are of one size. */
 struct activation_sizes {
-    size_t width, qkv, gate_up, mlp, last, logits;
+    size_t residual, narrow, wide, last, logits;
 };
 
 static struct activation_sizes activation_sizes(const struct model_info *m, int max_tokens,
@@ -347,10 +346,9 @@ static struct activation_sizes activation_sizes(const struct model_info *m, int 
     size_t hidden = (size_t)m->hidden, ffn = (size_t)m->ffn, rows = (size_t)max_rows;
     size_t token = (size_t)max_tokens * dtype_bytes(m->act_dtype);
     return (struct activation_sizes){
-        .width = token * MAX(hidden, q),
-        .qkv = token * (q + 2 * kv),
-        .gate_up = token * 2 * ffn,
-        .mlp = token * ffn,
+        .residual = token * hidden,
+        .narrow = token * MAX(MAX(hidden, q), ffn),
+        .wide = token * MAX(MAX(q + 2 * kv, 2 * ffn), hidden),
         .last = rows * hidden * dtype_bytes(m->act_dtype),
         .logits = rows * (size_t)m->vocab * sizeof(float),
     };
@@ -359,7 +357,7 @@ static struct activation_sizes activation_sizes(const struct model_info *m, int 
 size_t activations_bytes(const struct model_info *info, int max_tokens, int max_rows)
 {
     struct activation_sizes s = activation_sizes(info, max_tokens, max_rows);
-    return 4 * s.width + s.qkv + s.gate_up + s.mlp + 2 * s.last + s.logits;
+    return s.residual + s.narrow + s.wide + 2 * s.last + s.logits;
 }
 
 int activations_init(struct activations *a, const struct model *m, int max_tokens, int max_rows)
@@ -368,10 +366,8 @@ int activations_init(struct activations *a, const struct model *m, int max_token
     struct device *device = m->device;
     void *(*alloc)(struct device *, size_t) = device->ops->alloc;
     *a = (struct activations){0};
-    if (!(a->residual = alloc(device, s.width)) || !(a->normed = alloc(device, s.width)) ||
-        !(a->attn_out = alloc(device, s.width)) || !(a->delta = alloc(device, s.width)) ||
-        !(a->qkv = alloc(device, s.qkv)) || !(a->gate_up = alloc(device, s.gate_up)) ||
-        !(a->mlp = alloc(device, s.mlp)) || !(a->last = alloc(device, s.last)) ||
+    if (!(a->residual = alloc(device, s.residual)) || !(a->narrow = alloc(device, s.narrow)) ||
+        !(a->wide = alloc(device, s.wide)) || !(a->last = alloc(device, s.last)) ||
         !(a->last_normed = alloc(device, s.last)) || !(a->logits = alloc(device, s.logits))) {
         activations_free(a, m);
         return -1;
@@ -381,8 +377,7 @@ int activations_init(struct activations *a, const struct model *m, int max_token
 
 void activations_free(struct activations *a, const struct model *m)
 {
-    void *const buffers[] = {a->residual, a->normed, a->attn_out, a->delta,       a->qkv,
-                             a->gate_up,  a->mlp,    a->last,     a->last_normed, a->logits};
+    void *const buffers[] = {a->residual, a->narrow, a->wide, a->last, a->last_normed, a->logits};
     for (size_t i = 0; i < ARRAY_LEN(buffers); i++)
         m->device->ops->free(m->device, buffers[i]);
     *a = (struct activations){0};
@@ -390,13 +385,13 @@ void activations_free(struct activations *a, const struct model *m)
 
 /* ---- forward pass ---- */
 
-/* out: [n_rows, weight->n_out] = x W^T + bias, as activations */
-static void project(const struct model *m, void *out, const void *x, const struct weight *weight,
+/* a->wide [n_rows, weight->n_out] = a->narrow W^T + bias */
+static void project(const struct model *m, struct activations *a, const struct weight *weight,
                     const float *bias, int n_rows)
 {
     const struct linear_args linear = {
-        .out = out,
-        .x = x,
+        .out = a->wide,
+        .x = a->narrow,
         .weight = weight,
         .bias = bias,
         .n_rows = n_rows,
@@ -405,7 +400,8 @@ static void project(const struct model *m, void *out, const void *x, const struc
     m->device->ops->linear(m->device, &linear);
 }
 
-/* Rotates Q and K of a->qkv, writes K and V of layer i into the cache and a->attn_out. */
+/* Rotates Q and K of a->wide, writes K and V of layer i into the cache, and what the queries get
+ * into a->narrow. */
 static void attend(const struct model *m, struct activations *a, const struct forward_args *args,
                    int i)
 {
@@ -418,7 +414,7 @@ static void attend(const struct model *m, struct activations *a, const struct fo
         .kv_dtype = args->kv_dtype,
     };
     const struct rope_cache_args rope_cache = {
-        .qkv = a->qkv,
+        .qkv = a->wide,
         .q_gain = m->layer[i].q_gain,
         .k_gain = m->layer[i].k_gain,
         .rope = m->rope,
@@ -429,8 +425,8 @@ static void attend(const struct model *m, struct activations *a, const struct fo
     };
     const struct attention_args attention = {
         .kind = args->attention,
-        .out = a->attn_out,
-        .qkv = a->qkv,
+        .out = a->narrow,
+        .qkv = a->wide,
         .kv = args->kv[i],
         .shape = shape,
         .scale = 1 / sqrtf((float)arch->head_dim),
@@ -442,13 +438,13 @@ static void attend(const struct model *m, struct activations *a, const struct fo
     m->device->ops->attention(m->device, &attention);
 }
 
-/* a->logits of the rows that args names. a->delta is the output of the last layer. */
+/* a->logits of the rows that args names. a->wide is the output of the last layer. */
 static void compute_logits(const struct model *m, struct activations *a,
                            const struct forward_args *args)
 {
     const struct backend *ops = m->device->ops;
     int hidden = m->arch.hidden, n_rows = args->n_rows;
-    void *last_delta = a->normed; /* [n_rows, hidden]: free by now, and n_rows <= n_tokens */
+    void *last_delta = a->narrow; /* [n_rows, hidden]: free by now, and n_rows <= n_tokens */
     const struct linear_args lm_head = {
         .out = a->logits,
         .x = a->last_normed,
@@ -457,7 +453,7 @@ static void compute_logits(const struct model *m, struct activations *a,
         .out_dtype = DTYPE_F32,
     };
     ops->gather(m->device, a->last, a->residual, args->logits_row, n_rows, hidden);
-    ops->gather(m->device, last_delta, a->delta, args->logits_row, n_rows, hidden);
+    ops->gather(m->device, last_delta, a->wide, args->logits_row, n_rows, hidden);
     ops->add_rmsnorm(m->device, a->last_normed, a->last, last_delta, m->final_gain, n_rows, hidden,
                      m->arch.norm_eps);
     ops->linear(m->device, &lm_head);
@@ -473,16 +469,16 @@ void model_forward(const struct model *m, struct activations *a, const struct fo
     ops->embed(m->device, a->residual, &m->embed, args->batch->token, args->sampled, n);
     for (int i = 0; i < m->arch.n_layers; i++) {
         const struct model_layer *l = &m->layer[i];
-        const void *delta = i > 0 ? a->delta : NULL; /* of the layer before */
-        ops->add_rmsnorm(m->device, a->normed, a->residual, delta, l->attn_gain, n, hidden, eps);
-        project(m, a->qkv, a->normed, &l->qkv, l->qkv_bias, n);
+        const void *delta = i > 0 ? a->wide : NULL; /* of the layer before */
+        ops->add_rmsnorm(m->device, a->narrow, a->residual, delta, l->attn_gain, n, hidden, eps);
+        project(m, a, &l->qkv, l->qkv_bias, n);
         attend(m, a, args, i);
-        project(m, a->delta, a->attn_out, &l->o, l->o_bias, n);
+        project(m, a, &l->o, l->o_bias, n);
 
-        ops->add_rmsnorm(m->device, a->normed, a->residual, a->delta, l->mlp_gain, n, hidden, eps);
-        project(m, a->gate_up, a->normed, &l->gate_up, l->gate_up_bias, n);
-        ops->silu_mul(m->device, a->mlp, a->gate_up, n, ffn);
-        project(m, a->delta, a->mlp, &l->down, l->down_bias, n);
+        ops->add_rmsnorm(m->device, a->narrow, a->residual, a->wide, l->mlp_gain, n, hidden, eps);
+        project(m, a, &l->gate_up, l->gate_up_bias, n);
+        ops->silu_mul(m->device, a->narrow, a->wide, n, ffn);
+        project(m, a, &l->down, l->down_bias, n);
     }
     if (args->n_rows > 0)
         compute_logits(m, a, args);

@@ -31,15 +31,16 @@ struct model {
     float *rope;                 /* [info.max_position, head_dim] */
 };
 
-/* Activation memory for steps of up to max_tokens tokens and max_rows rows of logits. */
+/* Activation memory for steps of up to max_tokens tokens and max_rows rows of logits. What an
+ * operation reads from narrow it writes to wide, and back: two buffers are enough for all of a
+ * layer. */
 struct activations {
-    void *residual, *normed, *attn_out, *delta; /* [max_tokens, max(hidden, n_heads head_dim)] */
-    void *qkv;                                  /* [max_tokens, qkv width]  */
-    void *gate_up;                              /* [max_tokens, 2 ffn]      */
-    void *mlp;                                  /* [max_tokens, ffn]        */
-    void *last;                                 /* [max_rows, hidden]       */
-    void *last_normed;                          /* [max_rows, hidden]       */
-    float *logits;                              /* [max_rows, vocab]        */
+    void *residual;    /* [max_tokens, hidden]                                                */
+    void *narrow;      /* [max_tokens, max(hidden, n_heads head_dim, ffn)]: what is projected */
+    void *wide;        /* [max_tokens, max(qkv width, 2 ffn, hidden)]: the projection         */
+    void *last;        /* [max_rows, hidden]                                                  */
+    void *last_normed; /* [max_rows, hidden]                                                  */
+    float *logits;     /* [max_rows, vocab]                                                   */
 };
 
 int activations_init(struct activations *a, const struct model *m, int max_tokens, int max_rows);

@@ -310,11 +310,7 @@ static int run_engine(struct bench *b)
     };
     if (o->trace && trace_open(&options.trace, o->trace, 0, "quire bench engine") != 0)
         return -1;
-    if (!getenv("QUIRE_LOG"))
-        (void)log_set_level("warning"); /* each case opens an engine, which would say so */
     int rc = bench_engine_run(&b->rows, &b->ceiling, &options);
-    if (!getenv("QUIRE_LOG"))
-        (void)log_set_level("info");
     trace_log_end(options.trace);
     trace_close(options.trace);
     return rc;

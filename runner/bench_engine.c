@@ -85,7 +85,13 @@ static int open_engine(struct engine **e, const struct bench *b, const struct en
                                      .max_num_batched_tokens = c->max_batched_tokens,
                                      .max_model_len = longest,
                                      .trace = b->options->trace};
-    return engine_open(e, b->model, &options);
+    bool is_info = log_get_level() == LOG_INFO; /* where the log has a line of each case already */
+    if (is_info)
+        (void)log_set_level("warning");
+    int rc = engine_open(e, b->model, &options);
+    if (is_info)
+        (void)log_set_level("info");
+    return rc;
 }
 
 static int submit(struct engine *e, const struct engine_case *c, int i, struct tokens *out)
@@ -239,11 +245,17 @@ static int run_cases(struct bench *b)
     const struct engine_case *largest = &b->item[0];
     for (int i = 0; i < b->n; i++)
         largest = b->item[i].n > largest->n ? &b->item[i] : largest;
+    const struct model_info *info = model_get_info(b->model);
+    const char *name = weight_name(info->dtype, info->quantization);
+    log_info("%s, %s: checked alone and in a batch", largest->label, name);
     int agree = tokens_agree(b, largest);
     for (int repeat = 0; repeat < b->options->repeats && agree == 1; repeat++) {
         int rc = measure_ceiling(b);
-        for (int i = 0; i < b->n && rc == 0; i++)
+        for (int i = 0; i < b->n && rc == 0; i++) {
+            log_info("%s, %s: round %d of %d", b->item[i].label, name, repeat + 1,
+                     b->options->repeats);
             rc = measure(b, &b->item[i], repeat);
+        }
         if (rc != 0)
             return -1;
     }
