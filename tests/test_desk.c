@@ -18,7 +18,9 @@ static struct config *config;
 static struct work_list work;
 static struct store *store;
 static struct desk *desk;
-static struct desk *lost_desk; /* it is locked for good: its process would have ended */
+/* It is locked for good: its process would have ended. Volatile, or the compiler leaves the store
+ * out and the memory looks leaked. */
+static struct desk *volatile lost_desk;
 static char *database;
 static int64_t run_id;
 
