@@ -88,7 +88,8 @@ struct flash_piece {
     int first_row, n_rows; /* rows count (token, head of the group), heads fastest */
 };
 
-#define CPU_MAX_ROW_UNIT 16
+#define CPU_MAX_ROW_UNIT   16
+#define CPU_MAX_BLOCK_ROWS 384 /* block_tiles max_rows of any tiling */
 
 /* How a product of one format is cut. */
 struct tiling {

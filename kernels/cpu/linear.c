@@ -1,11 +1,12 @@
 /* linear.c - y = x W^T + bias: the loops around the register tile of gemm_impl.h or amx_impl.h.
  *
- * The rows of x are packed into tiles of at most max_rows. A thread takes a run of neighbouring
- * panels of W and multiplies each with all tiles of a block of rows before it goes on: W comes from
- * memory once per block, a panel stays in the second-level cache while the tiles pass, and the next
- * panel is fetched meanwhile (8 rows of bf16, one thread: 216 instead of 184 GFLOP/s; peak 235).
- * Cutting k as well, so that a part of a panel stays in the first-level cache, was measured for
- * k = 1024 to 14336: it was 0 to 15 % slower, because partial sums then travel.
+ * The rows of x are packed into tiles of at most max_rows, a block of tiles at a time. A thread
+ * takes a run of neighbouring panels of W and multiplies each with all tiles of the block before it
+ * goes on: W comes from memory once per block, a panel stays in the second-level cache while the
+ * tiles pass, and the next panel is fetched meanwhile (8 rows of bf16, one thread: 216 instead of
+ * 184 GFLOP/s; peak 235). Cutting k as well, so that a part of a panel stays in the first-level
+ * cache, was measured for k = 1024 to 14336: it was 0 to 15 % slower, because partial sums then
+ * travel.
  */
 #include "kernels/cpu/cpu.h"
 
@@ -15,7 +16,7 @@
 
 size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
 {
-    size_t rows = (size_t)MAX(limits->max_tokens, limits->max_rows);
+    size_t rows = (size_t)MIN(MAX(limits->max_tokens, limits->max_rows), CPU_MAX_BLOCK_ROWS);
     rows = CEIL_DIV(rows, CPU_MAX_ROW_UNIT) * CPU_MAX_ROW_UNIT;
     /* Every packing takes at most 4 bytes a column, of a width padded to whole groups. */
     size_t width = CEIL_DIV((size_t)limits->max_width, INT8_GROUP) * INT8_GROUP;
@@ -28,8 +29,8 @@ struct cut {
     const struct tiling *tiling;
     const struct linear_args *args;
     enum weight_format format;
-    char *packed;     /* tiles of x one after another */
-    size_t row_bytes; /* of packed x                  */
+    char *packed;     /* tiles of a block of x one after another */
+    size_t row_bytes; /* of packed x                             */
     int n_units, n_tiles, n_blocks, n_panels, n_groups, n_parts, n_threads;
     int part_cols;  /* of a tile of x, packed at once */
     int panel_step; /* panels multiplied at once      */
@@ -71,7 +72,8 @@ static struct cut cut_product(const struct cpu_device *d, const struct linear_ar
     c.panel_step = args->n_rows <= tiling->max_rows_of_two ? 2 : 1;
     c.panel_bytes = w->bytes / (size_t)c.n_panels;
     assert(tiling->row_unit <= CPU_MAX_ROW_UNIT);
-    assert((size_t)(c.n_units * tiling->row_unit) * c.row_bytes <= d->shared_bytes);
+    int block_rows = MIN(c.n_units * tiling->row_unit, tiling->block_tiles * tiling->max_rows);
+    assert((size_t)block_rows * c.row_bytes <= d->shared_bytes);
     return c;
 }
 
@@ -81,19 +83,20 @@ static int tile_start(const struct cut *c, int tile)
     return MIN(unit * c->tiling->row_unit, c->args->n_rows);
 }
 
-static char *packed_tile(const struct cut *c, int tile)
+/* first: of the block */
+static char *packed_tile(const struct cut *c, int first, int tile)
 {
-    return c->packed + (size_t)tile_start(c, tile) * c->row_bytes;
+    return c->packed + (size_t)(tile_start(c, tile) - tile_start(c, first)) * c->row_bytes;
 }
 
-static void pack_part(const struct cut *c, int tile, int part)
+static void pack_part(const struct cut *c, int first, int tile, int part)
 {
     int n_in = c->args->weight->n_in, unit = c->tiling->row_unit, k = part * c->part_cols;
     int start = tile_start(c, tile), n_rows = tile_start(c, tile + 1) - start;
     const float *x = (const float *)c->args->x + (size_t)start * (size_t)n_in + k;
     size_t packed_rows = (size_t)(CEIL_DIV(n_rows, unit) * unit);
     size_t before = packed_rows * (size_t)(k / INT8_GROUP * c->tiling->x_bytes);
-    c->kernels->pack_x(packed_tile(c, tile) + before, x, (size_t)n_in, n_rows,
+    c->kernels->pack_x(packed_tile(c, first, tile) + before, x, (size_t)n_in, n_rows,
                        MIN(n_in - k, c->part_cols), c->format);
 }
 
@@ -111,7 +114,7 @@ static void multiply_panels(const struct cut *c, int panel, int first, int last)
     for (int tile = first; tile < last; tile++) {
         int start = tile_start(c, tile);
         struct gemm_tile t = {
-            .x = packed_tile(c, tile),
+            .x = packed_tile(c, first, tile),
             .w = data,
             .panel_bytes = c->panel_bytes,
             .n_rows = tile_start(c, tile + 1) - start,
@@ -137,13 +140,16 @@ void cpu_linear(struct device *device, const struct linear_args *args)
     const struct cut c = cut_product(cpu_device(device), args);
 #pragma omp parallel num_threads(c.n_threads)
     {
-#pragma omp for schedule(static)
-        for (int i = 0; i < c.n_tiles * c.n_parts; i++)
-            pack_part(&c, i / c.n_parts, i % c.n_parts);
         c.kernels->begin_gemm();
         for (int block = 0; block < c.n_blocks; block++) {
             int first = (int)((int64_t)c.n_tiles * block / c.n_blocks);
             int last = (int)((int64_t)c.n_tiles * (block + 1) / c.n_blocks);
+            if (block > 0) { /* the block before is not read any more */
+#pragma omp barrier
+            }
+#pragma omp for schedule(static)
+            for (int i = 0; i < (last - first) * c.n_parts; i++)
+                pack_part(&c, first, first + i / c.n_parts, i % c.n_parts);
 #pragma omp for schedule(guided) nowait
             for (int panel = 0; panel < c.n_panels; panel += c.panel_step)
                 multiply_panels(&c, panel, first, last);
