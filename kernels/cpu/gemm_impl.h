@@ -124,6 +124,17 @@ VEC_INLINE void multiply_tile(const struct gemm_tile *t, enum dtype dtype, int n
     store_sums(t, acc, n_rows, n_vecs);
 }
 
+/* What two panels hold one group of int8 after w. One row reads 53 GB/s with this and 47 without
+ * (two threads); four rows are slower with it. */
+VEC_INLINE void prefetch_next_group(const char *w, size_t panel_bytes)
+{
+    const char *next = w + (size_t)PANEL * INT8_GROUP;
+    __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + CPU_CACHE_LINE, 0, 2);
+    __builtin_prefetch(next + panel_bytes, 0, 2);
+    __builtin_prefetch(next + panel_bytes + CPU_CACHE_LINE, 0, 2);
+}
+
 /* The same for int8: k goes on by groups of INT8_GROUP columns, whose exact sum is scaled and added
  * to the element. With VNNI the two instructions of that take a ninth of the time of the 16 dot
  * products before them: 8 rows reach 0.82 of the peak. */
@@ -159,6 +170,8 @@ VEC_INLINE void multiply_int8(const struct gemm_tile *t, int n_rows, int n_vecs)
                 __builtin_prefetch(ahead, 0, 2);
                 __builtin_prefetch(ahead + CPU_CACHE_LINE, 0, 2);
                 ahead += step;
+            } else if (n_rows <= 2) {
+                prefetch_next_group(w, t->panel_bytes);
             }
             VEC_UNROLL
             for (int r = 0; r < n_rows; r++) {
