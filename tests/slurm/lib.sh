@@ -91,7 +91,7 @@ submit()
     local name=$1
     shift
     (cd "$work" && "$quire" slurm "$config" --set results="$db" "${settings[@]}" \
-        --output "$name.sbatch")
+        --output "$name.sbatch") || exit
     job=$(sbatch --parsable --job-name="$name" --open-mode=append --output="$work/$name.out" "$@" \
         "$work/$name.sbatch")
 }

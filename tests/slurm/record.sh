@@ -30,7 +30,7 @@ ranks()
 
 tests/slurm/test.sh tests/slurm/stories/*.sh tests/slurm/slow/*.sh >&2
 cat <<TEXT
-Four nodes in namespaces of one machine ($(nproc) processors, $(sinfo --version 2>/dev/null),
+Four nodes in namespaces of one machine ($(nproc) processors, $(slurmctld -V),
 $(mpirun --version | head -n 1)), the demo model on CPU; quire $(git rev-parse --short HEAD).
 "Codes": what each run of the experiment ended with, in order. "Twice": finished samples that were
 generated again. "Equal": every sample has the hash of one undisturbed process.
