@@ -197,11 +197,11 @@ static void scratch_that_cannot_be_had_is_refused(void **state)
 {
     (void)state;
     struct device *device = open_cpu("plain", 1);
-    struct step_limits limits = {.max_tokens = 1 << 30,
+    struct step_limits limits = {.max_tokens = 1 << 10,
                                  .max_seqs = 1,
                                  .max_rows = 1,
                                  .max_kv_len = 1,
-                                 .max_width = 1 << 20,
+                                 .max_width = 1 << 30,
                                  .vocab = 1,
                                  .shape = {1, 1, 8, 1, DTYPE_F32}};
     assert_int_equal(device->ops->reserve(device, &limits), -1);
