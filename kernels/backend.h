@@ -228,6 +228,8 @@ struct sample_args {
 
 #define MAX_MARKS 16
 
+#define SUM_UNIT 64
+
 /* ---- the interface ------------------------------------------------------------------------- */
 
 struct device {
@@ -283,6 +285,10 @@ struct backend {
     void (*gather)(struct device *device, void *out, const void *x, const int *row, int n_rows,
                    int dim);
     void (*sample)(struct device *device, const struct sample_args *args);
+    /* *sum = sum of the 32-bit words of memory, modulo 2^32. What it is for is how long it takes:
+     * each byte is read once, as fast as the device can. sum: device memory; bytes: a multiple of
+     * SUM_UNIT */
+    void (*sum_words)(struct device *device, uint32_t *sum, const void *memory, size_t bytes);
 
     /* Recording of steps. Between graph_begin and graph_end the operations are recorded and not
      * run; graph_run runs them again with the same pointers and sizes (the contents of the arrays

@@ -1,13 +1,10 @@
 /* bench_ceiling.c - see bench.h: the most that a device reads and multiplies, measured in the same
  * run as what is held against it.
  *
- * A GPU is reached through its backend's table alone. Reading: the better of copying blocks (read
- * and written bytes) and a matrix-vector product over a matrix of 1 GiB; both come within a few per
- * cent of a kernel that only reads. Multiplying: a square product of 8192.
- *
- * The CPU reads memory with all its threads. Its arithmetic is the better of a product of the
- * backend and chains of independent multiply-adds in registers, of the widest instructions that
- * both this file and the processor know.
+ * Reading: the backend's sum over 1 GiB, the fastest tenth of the calls. Multiplying: a square
+ * product of the backend, on a GPU of 8192; on the CPU the better of that and of chains of
+ * independent multiply-adds in registers, of the widest instructions that both this file and the
+ * processor know.
  */
 #include "runner/bench.h"
 
@@ -20,14 +17,11 @@
 #include <immintrin.h>
 #endif
 
-#define MOVED_BYTES ((size_t)1 << 30)
-#define BLOCK_BYTES ((size_t)1 << 16) /* copied by one thread block */
-#define N_PLANES    64
+#define READ_BYTES  ((size_t)1 << 30)
+#define PAGE_BYTES  ((size_t)4096)
 #define GPU_PRODUCT 8192
 #define CPU_PRODUCT 1024
-#define MATRIX_COLS 4096
-#define READ_CHUNK  4096 /* times 64 bytes, by one thread at once */
-#define READ_PASSES 3
+#define N_PASSES    3
 #define MEASURE_S   0.2
 
 /* ---- products, on any device ---- */
@@ -130,88 +124,51 @@ static int measure_square(double *tflops, struct device *device, int n, enum dty
     return 0;
 }
 
-/* ---- reading on a GPU ---- */
+/* ---- reading ---- */
 
-struct copying {
+struct reading {
     struct device *device;
-    struct copy_blocks_args args;
+    uint32_t *sum;
+    char *memory;
+    size_t bytes;
 };
 
-static void call_copy(void *context, int i)
+static void call_sum(void *context, int i)
 {
-    const struct copying *c = context;
+    const struct reading *r = context;
     (void)i;
-    c->device->ops->copy_blocks(c->device, &c->args);
+    r->device->ops->sum_words(r->device, r->sum, r->memory, r->bytes);
 }
 
-static int measure_copy(double *gbps, struct device *device)
+/* The host's memory exists only once it is written, by each thread what that thread will read. */
+static void touch(const struct reading *r)
 {
-    const int n_blocks = (int)(MOVED_BYTES / BLOCK_BYTES / N_PLANES);
-    struct kv_copy *copy = xcalloc((size_t)n_blocks, sizeof(*copy));
-    for (int i = 0; i < n_blocks; i++)
-        copy[i] = (struct kv_copy){.src = i, .dst = n_blocks + i};
-    char *memory = device->ops->alloc(device, 2 * MOVED_BYTES);
-    struct kv_pool pool = {.memory = memory, .n_blocks = 2 * n_blocks};
-    struct copying context = {device, {pool, pool, BLOCK_BYTES, N_PLANES, copy, n_blocks}};
-    struct bench_contestant c = {.call = call_copy, .context = &context, .period = 1};
-    int rc = memory ? bench_time(device, &c, 1, MEASURE_S) : -1;
-    if (rc == 0)
-        *gbps = fmax(*gbps, 2e-9 * (double)MOVED_BYTES / c.latency_s.median);
-    device->ops->free(device, memory);
-    free(copy);
-    return rc;
-}
-
-static int measure_vector(double *gbps, struct device *device, enum dtype dtype)
-{
-    int n_out = (int)(MOVED_BYTES / MATRIX_COLS / dtype_bytes(dtype));
-    struct weight like = {.dtype = dtype, .n_out = n_out, .n_in = MATRIX_COLS};
-    double seconds;
-    if (time_product(&seconds, device, 1, &like) != 0)
-        return -1;
-    *gbps = fmax(*gbps, 1e-9 * (double)MOVED_BYTES / seconds);
-    return 0;
-}
-
-/* ---- the CPU ---- */
-
-/* 64 bytes a step in eight chains, which compilers make vectors of. */
-static uint64_t read_once(const uint64_t *memory, size_t n_chunks, int n_threads)
-{
-    uint64_t sink = 0;
-#pragma omp parallel for schedule(static) num_threads(n_threads) reduction(^ : sink)
-    for (size_t chunk = 0; chunk < n_chunks; chunk++) {
-        uint64_t sum[8] = {0};
-        for (size_t i = chunk * READ_CHUNK; i < (chunk + 1) * READ_CHUNK; i++)
-            for (size_t j = 0; j < 8; j++)
-                sum[j] ^= memory[8 * i + j];
-        for (size_t j = 0; j < 8; j++)
-            sink ^= sum[j];
-    }
-    return sink;
+    size_t n_pages = r->bytes / PAGE_BYTES;
+#pragma omp parallel for schedule(static) num_threads(r->device->info.n_threads)
+    for (size_t page = 0; page < n_pages; page++)
+        memset(r->memory + page * PAGE_BYTES, 1, PAGE_BYTES);
 }
 
 static int measure_read(double *gbps, struct device *device)
 {
-    size_t bytes = MIN(MOVED_BYTES / 2, device->info.memory_bytes / 8);
-    size_t n_chunks = bytes / (READ_CHUNK * 64);
-    uint64_t *memory = device->ops->alloc(device, bytes), sink = 0;
-    if (!memory)
-        return -1;
-    int n_threads = device->info.n_threads;
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-    for (size_t chunk = 0; chunk < n_chunks; chunk++)
-        memset(memory + chunk * READ_CHUNK * 8, 1, (size_t)READ_CHUNK * 64);
-    for (int pass = 0; pass < READ_PASSES; pass++) {
-        double began_s = time_monotonic_s();
-        sink ^= read_once(memory, n_chunks, n_threads);
-        double seconds = time_monotonic_s() - began_s;
-        *gbps = fmax(*gbps, 1e-9 * (double)(n_chunks * READ_CHUNK * 64) / seconds);
-    }
-    log_debug("read: %llx", (unsigned long long)sink); /* so that nobody leaves the reading out */
-    device->ops->free(device, memory);
-    return 0;
+    struct reading r = {.device = device};
+    struct bench_contestant c = {.call = call_sum, .context = &r, .period = 1};
+    r.bytes = MIN(READ_BYTES, device->info.memory_bytes / 8) / PAGE_BYTES * PAGE_BYTES;
+    r.sum = device->ops->alloc(device, sizeof(*r.sum));
+    r.memory = device->ops->alloc(device, r.bytes);
+    int rc = r.sum && r.memory ? 0 : -1;
+    if (rc == 0 && device->info.kind == DEVICE_CPU)
+        touch(&r);
+    if (rc == 0)
+        rc = bench_time(device, &c, 1, MEASURE_S);
+    if (rc == 0)
+        *gbps = fmax(*gbps, 1e-9 * (double)r.bytes / c.latency_s.p10);
+    device->ops->free(device, r.sum);
+    device->ops->free(device, r.memory);
+    return rc;
 }
+
+/* ---- chains of the CPU ---- */
 
 #ifdef __x86_64__
 
@@ -357,7 +314,7 @@ static void measure_chains(double *tflops, const struct device_info *cpu, int ra
     float (*chains)(void) = find_chains(cpu->isa, rate, &flops);
     if (!chains)
         return;
-    for (int pass = 0; pass < READ_PASSES; pass++) {
+    for (int pass = 0; pass < N_PASSES; pass++) {
         double began_s = time_monotonic_s();
 #pragma omp parallel num_threads(cpu->n_threads) reduction(+ : sink)
         sink += (double)chains();
@@ -393,9 +350,7 @@ int bench_ceiling_measure(struct bench_ceiling *ceiling, struct device *device, 
     double *tflops = &ceiling->tflops[rate], *gbps = &ceiling->read_gbps;
     if (cpu)
         measure_chains(tflops, &device->info, rate);
-    int rc = cpu ? measure_read(gbps, device) : measure_copy(gbps, device);
-    if (rc == 0 && !cpu)
-        rc = measure_vector(gbps, device, dtype);
+    int rc = measure_read(gbps, device);
     return rc == 0 ? measure_square(tflops, device, cpu ? CPU_PRODUCT : GPU_PRODUCT, dtype,
                                     quantization)
                    : -1;

@@ -258,6 +258,23 @@ float *to_host_as(struct device *device, enum dtype dtype, const void *memory, s
     return x;
 }
 
+void check_sum_words(struct device *device, size_t n_units)
+{
+    size_t bytes = n_units * SUM_UNIT, n = bytes / sizeof(uint32_t);
+    uint32_t *word = xcalloc(n + 1, sizeof(*word)), expected = 0;
+    for (size_t i = 0; i < n; i++)
+        expected += word[i] = (uint32_t)mix64(i);
+    void *memory = to_device(device, word, bytes);
+    uint32_t *sum = device->ops->alloc(device, sizeof(*sum));
+    device->ops->sum_words(device, sum, memory, bytes);
+    uint32_t *got = to_host(device, sum, sizeof(*sum));
+    assert_int_equal(*got, expected);
+    device->ops->free(device, memory);
+    device->ops->free(device, sum);
+    free(got);
+    free(word);
+}
+
 /* ---- comparisons ---- */
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index)

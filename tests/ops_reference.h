@@ -72,6 +72,9 @@ float *to_host_as(struct device *device, enum dtype dtype, const void *memory, s
  * fails unless every byte of both is where a plain copy puts it. */
 void check_copy_blocks(struct device *device, int n_blocks, int n_planes, size_t bytes);
 
+/* Sums random words of the device's memory; fails unless each is in the sum, once. */
+void check_sum_words(struct device *device, size_t n_units);
+
 /* ---- comparisons: `what` names the case in the message of a failure ---- */
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index);

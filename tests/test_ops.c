@@ -274,6 +274,16 @@ static void gather_copies_the_named_rows(void **state)
     on_every_isa(check_gather);
 }
 
+static void sum_words_adds_every_word_once(void **state)
+{
+    (void)state;
+    struct device *device = open_cpu("plain", 3);
+    check_sum_words(device, 1);
+    check_sum_words(device, 7);
+    check_sum_words(device, 1000);
+    backend_cpu.close(device);
+}
+
 /* ---- norm and activation ---- */
 
 static const int DIMS[] = {1, 3, 8, 17, 64, 100, 172, 1024, 1031};
@@ -581,6 +591,7 @@ int main(void)
         cmocka_unit_test(a_number_that_is_not_converted_keeps_every_bit),
         cmocka_unit_test(embed_returns_the_rows_that_were_loaded),
         cmocka_unit_test(gather_copies_the_named_rows),
+        cmocka_unit_test(sum_words_adds_every_word_once),
         cmocka_unit_test(add_rmsnorm_adds_and_normalises),
         cmocka_unit_test(silu_mul_is_accurate_and_the_same_in_any_row),
         cmocka_unit_test(a_nan_shows_in_the_result_of_silu_mul),

@@ -198,5 +198,6 @@ void cpu_silu_mul(struct device *device, void *out, const void *gate_up, int n_r
 void cpu_gather(struct device *device, void *out, const void *x, const int *row, int n_rows,
                 int dim);
 void cpu_sample(struct device *device, const struct sample_args *args);
+void cpu_sum_words(struct device *device, uint32_t *sum, const void *memory, size_t bytes);
 
 #endif

@@ -377,6 +377,7 @@ const struct backend backend_cpu = {
     .attention = cpu_attention,
     .silu_mul = cpu_silu_mul,
     .gather = cpu_gather,
+    .sum_words = cpu_sum_words,
     .sample = cpu_sample,
     .graph_begin = cpu_graph_begin,
     .graph_end = cpu_graph_end,

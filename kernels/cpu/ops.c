@@ -45,3 +45,24 @@ void cpu_gather(struct device *device, void *out, const void *x, const int *row,
     for (int r = 0; r < n_rows; r++)
         memcpy((char *)out + (size_t)r * bytes, (const char *)x + (size_t)row[r] * bytes, bytes);
 }
+
+/* Chains of as many words as a unit has, which compilers make vectors of. */
+void cpu_sum_words(struct device *device, uint32_t *sum, const void *memory, size_t bytes)
+{
+    enum { LANES = SUM_UNIT / sizeof(uint32_t) };
+    const uint32_t *word = memory;
+    size_t n_units = bytes / SUM_UNIT;
+    uint32_t total = 0;
+    assert(bytes % SUM_UNIT == 0);
+#pragma omp parallel num_threads(device->info.n_threads) reduction(+ : total)
+    {
+        uint32_t lane[LANES] = {0};
+#pragma omp for schedule(static) nowait
+        for (size_t i = 0; i < n_units; i++)
+            for (size_t j = 0; j < LANES; j++)
+                lane[j] += word[i * LANES + j];
+        for (size_t j = 0; j < LANES; j++)
+            total += lane[j];
+    }
+    *sum = total;
+}

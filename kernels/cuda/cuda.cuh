@@ -218,6 +218,7 @@ void cuda_linear(struct device *device, const struct linear_args *args);
 void cuda_rope_cache(struct device *device, const struct rope_cache_args *args);
 void cuda_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
 void cuda_sample(struct device *device, const struct sample_args *args);
+void cuda_sum_words(struct device *device, uint32_t *sum, const void *memory, size_t bytes);
 
 /* graph.cu */
 bool cuda_graph_begin(struct device *device);

@@ -26,6 +26,7 @@ extern "C" __attribute__((visibility("default"))) const struct backend backend_c
     .silu_mul = cuda_silu_mul,
     .gather = cuda_gather,
     .sample = cuda_sample,
+    .sum_words = cuda_sum_words,
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
     .graph_run = cuda_graph_run,

@@ -201,6 +201,18 @@ static void a_row_of_linear_does_not_depend_on_the_number_of_rows(void **state)
     }
 }
 
+/* ---- reading ---- */
+
+static void sum_words_adds_every_word_once(void **state)
+{
+    (void)state;
+    struct device *device = open_gpu(DTYPE_BF16);
+    check_sum_words(device, 1);
+    check_sum_words(device, 77);
+    check_sum_words(device, (size_t)1 << 20);
+    device->ops->close(device);
+}
+
 /* ---- rows ---- */
 
 static void embed_and_gather_pick_rows(void **state)
@@ -729,6 +741,7 @@ int main(int argc, char **argv)
     if (has_option(argc, argv, "--small"))
         setenv("QUIRE_OPS_TEST_SMALL", "1", 1);
     const struct CMUnitTest own[] = {
+        cmocka_unit_test(sum_words_adds_every_word_once),
         cmocka_unit_test(embed_and_gather_pick_rows),
         cmocka_unit_test(add_rmsnorm_adds_rounds_and_scales),
         cmocka_unit_test(silu_mul_gates),
