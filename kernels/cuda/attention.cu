@@ -20,7 +20,8 @@ size_t cuda_attention_workspace(const struct step_limits *limits)
     return sizeof(struct attention_counters) + floats * sizeof(float);
 }
 
-void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns)
+void attention_map_boxes(CUtensorMap *map, const void *rows, int head_dim, int n_rows,
+                         int n_columns)
 {
     static PFN_cuTensorMapEncodeTiled_v12000 encode;
     cudaDriverEntryPointQueryResult found;
@@ -30,7 +31,7 @@ void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_
     cuuint64_t size[2] = {(cuuint64_t)head_dim,
                           (cuuint64_t)1 << 31}; /* rows: more than memory has */
     cuuint64_t row_bytes = (cuuint64_t)head_dim * 2;
-    cuuint32_t box[2] = {(cuuint32_t)n_columns, GROUP_KEYS}, step[2] = {1, 1};
+    cuuint32_t box[2] = {(cuuint32_t)n_columns, (cuuint32_t)n_rows}, step[2] = {1, 1};
     CUtensorMapSwizzle swizzle = n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
                                  : n_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                    : CU_TENSOR_MAP_SWIZZLE_32B;
@@ -39,6 +40,11 @@ void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_
                              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         die("CUDA: cuTensorMapEncodeTiled of rows of %d: error %d", head_dim, (int)result);
+}
+
+void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns)
+{
+    attention_map_boxes(map, rows, head_dim, GROUP_KEYS, n_columns);
 }
 
 static struct attention_params make_params(const struct cuda_device *d,
@@ -92,6 +98,8 @@ void cuda_attention(struct device *device, const struct attention_args *args)
     bool decode = !prefill || b->n_tokens < b->n_seqs * b->max_q_len;
     bool ampere = args->kind == ATTENTION_FLASH && d->base.info.compute_major >= 8;
     bool has_tiles = attention_has_tiles(p.head_dim);
+    if (ampere && prefill && attention_hopper(d, &p))
+        prefill = false;
     if (args->kind == ATTENTION_EAGER)
         attention_eager(d, &p, b->max_blocks * p.block_size);
     else if (ampere && is_bf16 && has_tiles)

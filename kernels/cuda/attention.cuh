@@ -84,12 +84,20 @@ void attention_flash_f16(const struct cuda_device *d, const struct attention_par
 void attention_turing_f16(const struct cuda_device *d, const struct attention_params *p,
                           bool prefill, bool decode);
 
+/* Prefill for compute capability 9.0. False, and nothing is launched, where it is not made for the
+ * device, types, head_dim, block_size or so few keys. */
+bool attention_hopper(const struct cuda_device *d, const struct attention_params *p);
+
 /* Any head_dim up to ATTENTION_MAX_HEAD_DIM, any types. */
 void attention_generic(const struct cuda_device *d, const struct attention_params *p);
 void attention_eager(const struct cuda_device *d, const struct attention_params *p, int max_kv_len);
 
-/* Describes an array of rows of 16-bit elements for copy_box(), boxes of GROUP_KEYS rows and
- * n_columns columns; 32, 64 or 128 bytes of a row, which are swizzled as wide. */
+/* Describes an array of rows of 16-bit elements for copy_box(), boxes of n_rows rows and n_columns
+ * columns; 32, 64 or 128 bytes of a row, which are swizzled as wide. */
+void attention_map_boxes(CUtensorMap *map, const void *rows, int head_dim, int n_rows,
+                         int n_columns);
+
+/* The same, boxes of GROUP_KEYS rows. */
 void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns);
 
 /* Scratch of the above, in floats. */

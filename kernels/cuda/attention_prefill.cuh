@@ -14,6 +14,8 @@
  * 128 and per chunk after the first, 6 % of the bytes that shared memory moves meanwhile.
  *
  * 4 n_rows n_keys head_dim operations, half of it with the causal mask; bytes do not matter.
+ *
+ * On compute capability 9.0 attention_hopper.cu takes its place for head_dim 64 and 128.
  */
 #ifndef QUIRE_CUDA_ATTENTION_PREFILL_CUH
 #define QUIRE_CUDA_ATTENTION_PREFILL_CUH
@@ -40,29 +42,45 @@ static __device__ __forceinline__ int prefill_position(const struct attention_pa
     return job->position + min(job->first_row + row, job->n_rows - 1) / p->heads_per_kv;
 }
 
+/* Fills in a job: the `index`th of a sequence and a KV head. */
+static __device__ __forceinline__ void prefill_describe(const struct attention_params *p, int seq,
+                                                        int kv_head, int index, int job_rows,
+                                                        struct prefill_job *job)
+{
+    job->seq = seq;
+    job->kv_head = kv_head;
+    job->first_token = p->q_start[seq];
+    int q_len = p->q_start[seq + 1] - job->first_token;
+    job->n_rows = q_len * p->heads_per_kv;
+    job->first_row = index * job_rows;
+    job->kv_len = p->kv_len[seq];
+    job->position = job->kv_len - q_len;
+    int first = prefill_position(p, job, 0), last = prefill_position(p, job, job_rows - 1);
+    job->first_tile = max(0, first + 1 - p->window) / ATTENTION_TILE;
+    job->end_tile = max(last, 0) / ATTENTION_TILE + 1; /* padding has no keys: a tile of zeros */
+}
+
+/* Which rows of a job this warp has. */
+static __device__ __forceinline__ void
+prefill_assign(const struct attention_params *p, struct prefill_job *job, int first_row, int n_rows)
+{
+    job->warp_row = first_row;
+    job->warp_first = prefill_position(p, job, first_row);
+    job->warp_last = prefill_position(p, job, first_row + n_rows - 1);
+}
+
 /* Fills in job `number`; false when there are fewer. board: shared, free before and after. */
 static __device__ __forceinline__ bool prefill_find(const struct attention_params *p, int number,
                                                     int job_rows, int *board,
                                                     struct prefill_job *job)
 {
-    int index;
-    bool found = find_job(p, number / p->n_kv_heads, job_rows, 2, board, &job->seq, &index);
+    int seq, index, warp_rows = job_rows / ATTENTION_WARPS;
+    bool found = find_job(p, number / p->n_kv_heads, job_rows, 2, board, &seq, &index);
     __syncthreads();
     if (!found)
         return false;
-    job->kv_head = number % p->n_kv_heads;
-    job->first_token = p->q_start[job->seq];
-    int q_len = p->q_start[job->seq + 1] - job->first_token;
-    job->n_rows = q_len * p->heads_per_kv;
-    job->first_row = index * job_rows;
-    job->kv_len = p->kv_len[job->seq];
-    job->position = job->kv_len - q_len;
-    int first = prefill_position(p, job, 0), last = prefill_position(p, job, job_rows - 1);
-    job->first_tile = max(0, first + 1 - p->window) / ATTENTION_TILE;
-    job->end_tile = max(last, 0) / ATTENTION_TILE + 1; /* padding has no keys: a tile of zeros */
-    job->warp_row = threadIdx.x / 32 * (job_rows / ATTENTION_WARPS);
-    job->warp_first = prefill_position(p, job, job->warp_row);
-    job->warp_last = prefill_position(p, job, job->warp_row + job_rows / ATTENTION_WARPS - 1);
+    prefill_describe(p, seq, number % p->n_kv_heads, index, job_rows, job);
+    prefill_assign(p, job, threadIdx.x / 32 * warp_rows, warp_rows);
     return true;
 }
 
@@ -73,16 +91,6 @@ static __device__ __forceinline__ void prefill_finish(const struct attention_par
         p->counters->next_job = 0;
         p->counters->n_done = 0;
     }
-}
-
-/* Row `row` of a job: its place in the batch, [n_tokens, stride_heads, head_dim]. */
-static __device__ __forceinline__ size_t prefill_row_index(const struct attention_params *p,
-                                                           const struct prefill_job *job, int row,
-                                                           int stride_heads)
-{
-    int r = job->first_row + row, token = job->first_token + r / p->heads_per_kv;
-    int head = job->kv_head * p->heads_per_kv + r % p->heads_per_kv;
-    return ((size_t)token * stride_heads + head) * p->head_dim;
 }
 
 /* What a thread keeps of its rows: row 16 m + lane / 4 + 8 h of the warp's. */
@@ -106,22 +114,36 @@ static __device__ __forceinline__ void prefill_rows_clear(struct prefill_rows<D,
     }
 }
 
-/* The warp's query rows to shared memory; zeros beyond the last row. */
+/* Where row `row` of a job is, in units of head_dim elements; -1 beyond the last row. */
+static __device__ __forceinline__ int prefill_place(const struct attention_params *p,
+                                                    const struct prefill_job *job, int row,
+                                                    int stride_heads)
+{
+    if (job->first_row + row >= job->n_rows)
+        return -1;
+    int r = job->first_row + row, token = job->first_token + r / p->heads_per_kv;
+    return token * stride_heads + job->kv_head * p->heads_per_kv + r % p->heads_per_kv;
+}
+
+/* The warp's query rows to shared memory; zeros beyond the last row. The lanes find the places of
+ * 32 rows together, with one division each. */
 template <typename T, int D, int M_TILES, bool AMPERE>
 static __device__ __forceinline__ void prefill_load_q(uint32_t to, const struct attention_params *p,
                                                       const struct prefill_job *job)
 {
-    constexpr int row_parts = D / 8, row_bytes = (D + ROW_PADDING) * 2, warp_rows = 16 * M_TILES;
-    int lane = threadIdx.x % 32, first = job->warp_row;
-    const T *q = (const T *)p->qkv;
-#pragma unroll 4
-    for (int i = 0; i < warp_rows * row_parts / 32; i++) {
-        int part = lane + 32 * i, row = part / row_parts;
-        bool valid = job->first_row + first + row < job->n_rows;
-        size_t index =
-            prefill_row_index(p, job, valid ? first + row : 0, p->n_heads + 2 * p->n_kv_heads);
-        copy_16<AMPERE>(to + row * row_bytes + part % row_parts * 16,
-                        q + index + part % row_parts * 8, valid);
+    constexpr int row_parts = D / 8, n_rows = 16 * M_TILES, batch = n_rows < 32 ? n_rows : 32;
+    int lane = threadIdx.x % 32;
+    for (int first = 0; first < n_rows; first += batch) {
+        int place = prefill_place(p, job, job->warp_row + first + lane % batch,
+                                  p->n_heads + 2 * p->n_kv_heads);
+#pragma unroll 8
+        for (int i = 0; i < batch * row_parts / 32; i++) {
+            int part = lane + 32 * i, row = part / row_parts;
+            int from = __shfl_sync(~0u, place, row);
+            const T *q = (const T *)p->qkv + (size_t)max(from, 0) * D;
+            copy_16<AMPERE>(padded_rows<D>{to}(first + row, part % row_parts),
+                            q + part % row_parts * 8, from >= 0);
+        }
     }
 }
 
@@ -274,6 +296,33 @@ static __device__ __forceinline__ void prefill_park(const struct prefill_rows<D,
     }
 }
 
+/* Writes a warp's staged rows to their places, which its lanes have found. Several parts are read
+ * before the first is written: no part waits for another. */
+template <typename T, int D, int M_TILES>
+static __device__ __forceinline__ void prefill_store_staged(T *out, const T *staging, int place)
+{
+    constexpr int row_parts = D / 8, n_parts = 16 * M_TILES * row_parts / 32;
+    constexpr int batch = n_parts % 4 == 0 ? 4 : n_parts % 3 == 0 ? 3 : 5;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int first = 0; first < n_parts; first += batch) {
+        uint4 x[batch];
+        int to[batch];
+#pragma unroll
+        for (int i = 0; i < batch; i++) {
+            int part = lane + 32 * (first + i), row = part / row_parts;
+            to[i] = __shfl_sync(~0u, place, row);
+            x[i] = *(const uint4 *)(staging + row * (D + ROW_PADDING) + part % row_parts * 8);
+        }
+#pragma unroll
+        for (int i = 0; i < batch; i++) {
+            int part = lane + 32 * (first + i);
+            if (to[i] >= 0)
+                *(uint4 *)(out + (size_t)to[i] * D + part % row_parts * 8) = x[i];
+        }
+    }
+}
+
 /* Normalises the rows and writes them, through the warp's part of shared memory so that the stores
  * are wide. `staging`: the warp's query rows, no longer needed. */
 template <typename T, int D, int M_TILES>
@@ -281,8 +330,9 @@ static __device__ __forceinline__ void prefill_store(const struct prefill_rows<D
                                                      T *staging, const struct attention_params *p,
                                                      const struct prefill_job *job)
 {
-    constexpr int stride = D + ROW_PADDING, row_parts = D / 8, warp_rows = 16 * M_TILES;
-    int lane = threadIdx.x % 32, first = job->warp_row;
+    constexpr int stride = D + ROW_PADDING, warp_rows = 16 * M_TILES;
+    int lane = threadIdx.x % 32;
+    int place = prefill_place(p, job, job->warp_row + lane % warp_rows, p->n_heads);
 #pragma unroll
     for (int m = 0; m < M_TILES; m++) {
 #pragma unroll
@@ -296,15 +346,7 @@ static __device__ __forceinline__ void prefill_store(const struct prefill_rows<D
         }
     }
     __syncwarp();
-#pragma unroll 4
-    for (int i = 0; i < warp_rows * row_parts / 32; i++) {
-        int part = lane + 32 * i, row = part / row_parts, column = part % row_parts * 8;
-        if (job->first_row + first + row >= job->n_rows)
-            continue;
-        size_t index = prefill_row_index(p, job, first + row, p->n_heads);
-        *(uint4 *)((T *)p->out + index + column) =
-            *(const uint4 *)(staging + row * stride + column);
-    }
+    prefill_store_staged<T, D, M_TILES>((T *)p->out, staging, place);
 }
 
 /* One job: all keys past its rows. The first thread asks for the next job under the last tile,

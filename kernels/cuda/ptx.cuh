@@ -29,6 +29,16 @@
 #define PTX_HOPPER 0
 #endif
 
+/* The same for those that exist in 9.0 alone, which is compiled for by its full name then. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compile for 90a: code for 90 lacks the products of warp groups"
+#endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define PTX_WARP_GROUPS 1
+#else
+#define PTX_WARP_GROUPS 0
+#endif
+
 /* Address of shared memory as the instructions below take it. */
 static __device__ __forceinline__ uint32_t shared_address(const void *memory)
 {
@@ -189,6 +199,16 @@ static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *
                  : "memory");
 }
 
+/* The same for what other blocks read as well: the L2 cache keeps it. */
+static __device__ __forceinline__ void copy_box_kept(uint32_t to, const CUtensorMap *map,
+                                                     int column, int row, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
 /* Brings the description of a matrix near before its first use. */
 static __device__ __forceinline__ void copy_box_prepare(const CUtensorMap *map)
 {
@@ -275,5 +295,125 @@ static __device__ __forceinline__ uint32_t pack_pair(float first, float second, 
     __half2 pair = __floats2half2_rn(first, second);
     return *reinterpret_cast<uint32_t *>(&pair);
 }
+
+/* ---- products of warp groups ---------------------------------------------------------------- */
+
+/* Four warps, the first a multiple of four, multiply together: warp w has rows 16 w to 16 w + 15 of
+ * an accumulator of 64 rows, as 16x8 tiles side by side. The product runs on while the warps do;
+ * until it has been waited for, they must not touch its registers. Its sums are in the order of
+ * multiply_16x8x16(): the same bits. */
+#if PTX_WARP_GROUPS
+
+/* Gives registers back, or takes what others gave back: n_registers per thread from here on. By all
+ * threads of a warp group. */
+template <int n_registers> static __device__ __forceinline__ void registers_shrink(void)
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n_registers));
+}
+
+template <int n_registers> static __device__ __forceinline__ void registers_grow(void)
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n_registers));
+}
+
+/* Before the first product that uses registers written by other instructions. */
+static __device__ __forceinline__ void group_multiply_begin(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+/* Closes a batch of products. Batches complete in order. */
+static __device__ __forceinline__ void group_multiply_commit(void)
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Waits until at most n_pending batches are incomplete. */
+template <int n_pending> static __device__ __forceinline__ void group_multiply_wait(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n_pending) : "memory");
+}
+
+/* After the wait for c: keeps the compiler from reading it earlier. */
+template <int N> static __device__ __forceinline__ void group_multiply_end(float c[N][4])
+{
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
+}
+
+/* Describes a right operand in shared memory whose lines of 128 bytes are swizzled in patterns of
+ * eight lines. stride_8: bytes from eight lines to the next eight; stride_64: from 64 columns to
+ * the next 64 of an operand whose lines run along its columns. Adding n moves it by 16 n bytes. */
+static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint32_t stride_8,
+                                                         uint32_t stride_64)
+{
+    uint32_t low = address >> 4 | stride_64 >> 4 << 16, high = stride_8 >> 4 | 1u << 30;
+    return (uint64_t)high << 32 | low;
+}
+
+#define TILE_OPERANDS(mode, c, n) mode(c[n][0]), mode(c[n][1]), mode(c[n][2]), mode(c[n][3])
+#define EIGHT_TILES(mode, c, n)                                                                    \
+    TILE_OPERANDS(mode, c, n), TILE_OPERANDS(mode, c, n + 1), TILE_OPERANDS(mode, c, n + 2),       \
+        TILE_OPERANDS(mode, c, n + 3), TILE_OPERANDS(mode, c, n + 4),                              \
+        TILE_OPERANDS(mode, c, n + 5), TILE_OPERANDS(mode, c, n + 6),                              \
+        TILE_OPERANDS(mode, c, n + 7)
+#define FIRST_32                                                                                   \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
+    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NEXT_32                                                                                    \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "   \
+    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+
+/* For a: 64x16, in registers, and b: 16 x columns, group_operand():
+ *   multiply_keys_64     c = a b, 64 columns; lines of b run along the sum. ADD: c += a b.
+ *   multiply_values_64   the same for lines of b that run along its columns; `add` is not constant.
+ *   multiply_values_128  the same, 128 columns. */
+#define DEFINE_GROUP_PRODUCTS(type, name)                                                          \
+    template <bool ADD>                                                                            \
+    static __device__ __forceinline__ void multiply_keys_64(float c[8][4], const uint32_t a[4],    \
+                                                            uint64_t b, type)                      \
+    {                                                                                              \
+        if (ADD)                                                                                   \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" FIRST_32 \
+                         "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"                               \
+                         : EIGHT_TILES("+f", c, 0)                                                 \
+                         : LEFT_OPERAND(a), "l"(b));                                               \
+        else                                                                                       \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" FIRST_32 \
+                         "}, {%32, %33, %34, %35}, %36, 0, 1, 1, 0;"                               \
+                         : EIGHT_TILES("=f", c, 0)                                                 \
+                         : LEFT_OPERAND(a), "l"(b));                                               \
+    }                                                                                              \
+    static __device__ __forceinline__ void multiply_values_64(float c[8][4], const uint32_t a[4],  \
+                                                              uint64_t b, bool add, type)          \
+    {                                                                                              \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred add;\n"                                                           \
+                     "setp.ne.b32 add, %37, 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" FIRST_32     \
+                     "}, {%32, %33, %34, %35}, %36, add, 1, 1, 1;\n"                               \
+                     "}"                                                                           \
+                     : EIGHT_TILES("+f", c, 0)                                                     \
+                     : LEFT_OPERAND(a), "l"(b), "r"((int)add));                                    \
+    }                                                                                              \
+    static __device__ __forceinline__ void multiply_values_128(                                    \
+        float c[16][4], const uint32_t a[4], uint64_t b, bool add, type)                           \
+    {                                                                                              \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred add;\n"                                                           \
+                     "setp.ne.b32 add, %69, 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" FIRST_32    \
+                     ", " NEXT_32 "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n"                  \
+                     "}"                                                                           \
+                     : EIGHT_TILES("+f", c, 0), EIGHT_TILES("+f", c, 8)                            \
+                     : LEFT_OPERAND(a), "l"(b), "r"((int)add));                                    \
+    }
+
+DEFINE_GROUP_PRODUCTS(__nv_bfloat16, "bf16")
+DEFINE_GROUP_PRODUCTS(__half, "f16")
+
+#endif
 
 #endif
