@@ -434,6 +434,8 @@ static void attend(const struct model *m, struct activations *a, const struct fo
         .softcap = arch->softcap,
         .batch = args->batch,
     };
+    if (i == 0 || i == arch->window_first)
+        m->device->ops->attention_plan(m->device, &attention);
     m->device->ops->rope_cache(m->device, &rope_cache);
     m->device->ops->attention(m->device, &attention);
 }

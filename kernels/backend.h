@@ -278,6 +278,10 @@ struct backend {
                         const float *gain, int n_rows, int dim, float eps);
     void (*linear)(struct device *device, const struct linear_args *args);
     void (*rope_cache)(struct device *device, const struct rope_cache_args *args);
+    /* What the attention of all layers of a step has in common, worked out once: kind, shape,
+     * window and batch. Comes ahead of the rope_cache whose attention is the first with this
+     * window, and again when another window follows. */
+    void (*attention_plan)(struct device *device, const struct attention_args *args);
     void (*attention)(struct device *device, const struct attention_args *args);
     /* out = silu(gate) * up. gate_up: [n_rows, 2 dim], gates first; out: [n_rows, dim] */
     void (*silu_mul)(struct device *device, void *out, const void *gate_up, int n_rows, int dim);

@@ -208,7 +208,10 @@ static void open_runner(struct runner *r, const struct inputs *in, enum attentio
                                       .qkv = in->qkv,
                                       .kv = in->kv,
                                       .shape = attention_shape_of(s),
-                                      .scale = 1 / sqrtf((float)s->head_dim)};
+                                      .scale = 1 / sqrtf((float)s->head_dim),
+                                      .batch = &r->batch[0]};
+    /* The batches differ in their tables alone, which a plan does not depend on. */
+    in->device->ops->attention_plan(in->device, &r->args);
 }
 
 static void call_attention(void *context, int i)

@@ -209,6 +209,7 @@ static float *attend(struct device *device, const struct scene *s, enum attentio
                                  .vocab = 1,
                                  .shape = args.shape};
     assert_int_equal(device->ops->reserve(device, &limits), 0);
+    device->ops->attention_plan(device, &args);
     device->ops->attention(device, &args);
     float *out = to_host(device, args.out, out_bytes);
     void *const used[] = {position,   q_start,  kv_len,    table,
@@ -468,6 +469,7 @@ static void a_padding_sequence_gets_zeros(void **state)
                                      .shape = args.shape};
         assert_int_equal(device->ops->reserve(device, &limits), 0);
         memset(out, 0x55, sizeof(out));
+        device->ops->attention_plan(device, &args);
         device->ops->attention(device, &args);
         for (int i = 0; i < 8; i++) {
             assert_true(out[i] == kv[i]);

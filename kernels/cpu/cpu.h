@@ -193,6 +193,7 @@ void cpu_add_rmsnorm(struct device *device, void *out, void *residual, const voi
                      const float *gain, int n_rows, int dim, float eps);
 void cpu_linear(struct device *device, const struct linear_args *args);
 void cpu_rope_cache(struct device *device, const struct rope_cache_args *args);
+void cpu_attention_plan(struct device *device, const struct attention_args *args);
 void cpu_attention(struct device *device, const struct attention_args *args);
 void cpu_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
 void cpu_gather(struct device *device, void *out, const void *x, const int *row, int n_rows,

@@ -374,6 +374,7 @@ const struct backend backend_cpu = {
     .add_rmsnorm = cpu_add_rmsnorm,
     .linear = cpu_linear,
     .rope_cache = cpu_rope_cache,
+    .attention_plan = cpu_attention_plan,
     .attention = cpu_attention,
     .silu_mul = cpu_silu_mul,
     .gather = cpu_gather,

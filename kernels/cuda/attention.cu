@@ -1,11 +1,21 @@
 /* attention.cu - the entry of attention: parameters, scratch, and which kernel runs. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/tensor_map.cuh"
+#include "kernels/cuda/attention_plan.cuh"
 
-#include <cudaTypedefs.h>
 #include <limits.h>
 
 static_assert(sizeof(struct attention_counters) % 256 == 0, "the scratch after it stays aligned");
+
+/* Of the plan of a batch's decodes, and of what their kernel parks. */
+static struct plan_sizes batch_plan_sizes(const struct cuda_device *d,
+                                          const struct attention_shape *s, int n_seqs,
+                                          int max_kv_len)
+{
+    int n_pairs = s->n_kv_heads * row_groups(s->n_heads / s->n_kv_heads);
+    return plan_sizes(MIN(d->n_sms, MAX_DECODE_BLOCKS), n_seqs, n_pairs, max_kv_len);
+}
 
 size_t cuda_attention_workspace(const struct step_limits *limits)
 {
@@ -14,37 +24,65 @@ size_t cuda_attention_workspace(const struct step_limits *limits)
     int max_kv_len = limits->max_kv_len + shape->block_size;
     struct cuda_device d;
     cuda_device_read_limits(&d);
-    size_t floats = attention_eager_scratch(&d, max_kv_len);
-    if (attention_has_tiles(shape->head_dim))
-        floats = MAX(floats, attention_tiles_scratch(&d, shape, limits->max_seqs, max_kv_len));
-    return sizeof(struct attention_counters) + floats * sizeof(float);
+    size_t floats = attention_eager_scratch(&d, max_kv_len), plan_bytes = 0;
+    if (attention_has_tiles(shape->head_dim)) {
+        struct plan_sizes plan = batch_plan_sizes(&d, shape, limits->max_seqs, max_kv_len);
+        floats = MAX(floats, attention_tiles_scratch(&d, shape, plan.n_slots));
+        plan_bytes = plan.bytes;
+    }
+    return sizeof(struct attention_counters) + plan_bytes + floats * sizeof(float);
 }
+
+static CUtensorMapSwizzle swizzle_of(int n_columns)
+{
+    return n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+           : n_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                             : CU_TENSOR_MAP_SWIZZLE_32B;
+}
+
+#define ALL_ROWS ((size_t)1 << 31) /* more than memory has */
 
 void attention_map_boxes(CUtensorMap *map, const void *rows, int head_dim, int n_rows,
                          int n_columns)
 {
-    static PFN_cuTensorMapEncodeTiled_v12000 encode;
-    cudaDriverEntryPointQueryResult found;
-    if (!encode)
-        CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode,
-                                                    12000, cudaEnableDefault, &found));
-    cuuint64_t size[2] = {(cuuint64_t)head_dim,
-                          (cuuint64_t)1 << 31}; /* rows: more than memory has */
-    cuuint64_t row_bytes = (cuuint64_t)head_dim * 2;
-    cuuint32_t box[2] = {(cuuint32_t)n_columns, (cuuint32_t)n_rows}, step[2] = {1, 1};
-    CUtensorMapSwizzle swizzle = n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                                 : n_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                   : CU_TENSOR_MAP_SWIZZLE_32B;
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)rows, size, &row_bytes,
-                             box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS)
-        die("CUDA: cuTensorMapEncodeTiled of rows of %d: error %d", head_dim, (int)result);
+    const struct tensor_layout layout = {
+        .n_dims = 2,
+        .size = {(size_t)head_dim, ALL_ROWS},
+        .stride_bytes = {(size_t)head_dim * 2},
+        .box = {n_columns, n_rows},
+        .swizzle = swizzle_of(n_columns),
+        .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+    };
+    tensor_map_init(map, rows, &layout);
 }
 
 void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns)
 {
-    attention_map_boxes(map, rows, head_dim, GROUP_KEYS, n_columns);
+    int n_panels = head_dim / n_columns;
+    const struct tensor_layout layout = {
+        .n_dims = 3,
+        .size = {(size_t)n_columns, ALL_ROWS, (size_t)n_panels},
+        .stride_bytes = {(size_t)head_dim * 2, (size_t)n_columns * 2},
+        .box = {n_columns, GROUP_KEYS, n_panels},
+        .swizzle = swizzle_of(n_columns),
+        .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+    };
+    tensor_map_init(map, rows, &layout);
+}
+
+static void place_scratch(struct attention_params *p, const struct cuda_device *d,
+                          const struct attention_shape *s)
+{
+    struct plan_sizes plan = {};
+    if (attention_has_tiles(s->head_dim))
+        plan = batch_plan_sizes(d, s, p->n_seqs, p->max_blocks * s->block_size);
+    p->counters = (struct attention_counters *)d->attention_workspace;
+    p->plan = (struct attention_plan *)(p->counters + 1);
+    p->max_pieces = plan.n_pieces;
+    p->max_slots = plan.n_slots;
+    p->scratch = (float *)((char *)p->plan + plan.bytes);
+    p->scratch_floats =
+        (d->attention_workspace_bytes - sizeof *p->counters - plan.bytes) / sizeof(float);
 }
 
 static struct attention_params make_params(const struct cuda_device *d,
@@ -75,10 +113,22 @@ static struct attention_params make_params(const struct cuda_device *d,
     p.slope = capped ? 2 * args->scale / args->softcap : 0;
     p.act_dtype = d->base.act_dtype;
     p.kv_dtype = s->kv_dtype;
-    p.counters = (struct attention_counters *)d->attention_workspace;
-    p.scratch = (float *)(p.counters + 1);
-    p.scratch_floats = (d->attention_workspace_bytes - sizeof *p.counters) / sizeof(float);
+    place_scratch(&p, d, s);
     return p;
+}
+
+/* Whether there may be sequences of one token: not when all bring max_q_len. */
+static bool may_decode(const struct batch *b)
+{
+    return b->max_q_len == 1 || b->n_tokens < b->n_seqs * b->max_q_len;
+}
+
+void cuda_attention_plan(struct device *device, const struct attention_args *args)
+{
+    const struct cuda_device *d = cuda_device(device);
+    struct attention_params p = make_params(d, args);
+    if (attention_has_tiles(p.head_dim) && may_decode(args->batch))
+        attention_plan(d, &p);
 }
 
 void cuda_attention(struct device *device, const struct attention_args *args)
@@ -93,9 +143,7 @@ void cuda_attention(struct device *device, const struct attention_args *args)
         return;
     bool is_f16 = p.act_dtype == DTYPE_F16 && p.kv_dtype == DTYPE_F16;
     bool is_bf16 = p.act_dtype == DTYPE_BF16 && p.kv_dtype == DTYPE_BF16;
-    bool prefill = b->max_q_len > 1;
-    /* Sequences of one token: none when all bring max_q_len. */
-    bool decode = !prefill || b->n_tokens < b->n_seqs * b->max_q_len;
+    bool prefill = b->max_q_len > 1, decode = may_decode(b);
     bool ampere = args->kind == ATTENTION_FLASH && d->base.info.compute_major >= 8;
     bool has_tiles = attention_has_tiles(p.head_dim);
     if (ampere && prefill && attention_hopper(d, &p))

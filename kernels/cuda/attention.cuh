@@ -35,7 +35,7 @@
 #define ATTENTION_THREADS      (32 * ATTENTION_WARPS)
 #define TILE_STEPS             (ATTENTION_TILE / 8) /* 16x8 score tiles of a key tile */
 #define GROUP_KEYS             (ATTENTION_TILE / ATTENTION_WARPS)
-#define MAX_DECODE_BLOCKS      1024 /* of threads; each has one counter */
+#define MAX_DECODE_BLOCKS      1024 /* of threads */
 #define ATTENTION_MAX_HEAD_DIM 256
 #define ROW_PADDING            8 /* elements after each row in shared memory: no bank conflicts */
 
@@ -43,8 +43,9 @@
 struct attention_counters {
     int next_job, n_done;
     int padding[62];
-    int n_arrived[MAX_DECODE_BLOCKS];
 };
+
+struct attention_plan; /* attention_plan.cuh */
 
 struct attention_params {
     void *out;         /* [n_tokens, n_heads, head_dim]                               */
@@ -60,6 +61,8 @@ struct attention_params {
     float slope;           /* tanh(slope score / 2); 0: no soft-cap                       */
     enum dtype act_dtype, kv_dtype;
     struct attention_counters *counters;
+    struct attention_plan *plan; /* of the step's decodes: for the kernels with tiles */
+    int max_pieces, max_slots;   /* in it                                             */
     float *scratch;
     size_t scratch_floats;
 };
@@ -88,21 +91,25 @@ void attention_turing_f16(const struct cuda_device *d, const struct attention_pa
  * device, types, head_dim, block_size or so few keys. */
 bool attention_hopper(const struct cuda_device *d, const struct attention_params *p);
 
+/* Makes the plan that the decode kernels of a step follow. */
+void attention_plan(const struct cuda_device *d, const struct attention_params *p);
+
 /* Any head_dim up to ATTENTION_MAX_HEAD_DIM, any types. */
 void attention_generic(const struct cuda_device *d, const struct attention_params *p);
 void attention_eager(const struct cuda_device *d, const struct attention_params *p, int max_kv_len);
 
-/* Describes an array of rows of 16-bit elements for copy_box(), boxes of n_rows rows and n_columns
- * columns; 32, 64 or 128 bytes of a row, which are swizzled as wide. */
+/* Describes an array of rows of 16-bit elements for copy_box_kept(), boxes of n_rows rows and
+ * n_columns columns; 32, 64 or 128 bytes of a row, which are swizzled as wide. */
 void attention_map_boxes(CUtensorMap *map, const void *rows, int head_dim, int n_rows,
                          int n_columns);
 
-/* The same, boxes of GROUP_KEYS rows. */
+/* The same for copy_box(): a box is GROUP_KEYS whole rows, which become
+ * [head_dim / n_columns][GROUP_KEYS][n_columns] in shared memory. */
 void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns);
 
-/* Scratch of the above, in floats. */
+/* Scratch of the above, in floats. n_slots: for parked chunks of decodes. */
 size_t attention_tiles_scratch(const struct cuda_device *d, const struct attention_shape *shape,
-                               int n_seqs, int max_kv_len);
+                               int n_slots);
 size_t attention_eager_scratch(const struct cuda_device *d, int max_kv_len);
 
 /* ---- the soft-cap --------------------------------------------------------------------------- */
@@ -268,24 +275,38 @@ static __device__ __forceinline__ size_t kv_index(const struct attention_params 
     return (size_t)block * p->block_elements + (kv_head * p->block_size + offset) * p->head_dim;
 }
 
+/* Where a key is. */
+struct key_place {
+    int block, offset;
+};
+
+/* Of the first of the GROUP_KEYS keys of this lane's tile that one of the ATTENTION_WARPS copies;
+ * lane 0 has the first tile. */
+static __device__ __forceinline__ struct key_place key_place_find(const struct attention_params *p,
+                                                                  int seq, int first_tile, int warp)
+{
+    int key = (first_tile + threadIdx.x % 32) * ATTENTION_TILE + warp * GROUP_KEYS;
+    int index = (int)((unsigned)key / (unsigned)p->block_size);
+    struct key_place place;
+    place.offset = key - index * p->block_size;
+    place.block = p->block_table[(size_t)seq * p->max_blocks + min(index, p->max_blocks - 1)];
+    return place;
+}
+
 /* The blocks of 32 tiles of a sequence, a tile per lane: of the first of the GROUP_KEYS keys that
  * this warp copies of the tile. So the table is waited for once in 32 tiles. */
 struct block_window {
     int seq;
     int first_tile;
-    int block, offset; /* of this lane's tile */
+    struct key_place at; /* of this lane's tile */
 };
 
 static __device__ __forceinline__ void
 block_window_load(struct block_window *w, const struct attention_params *p, int seq, int first_tile)
 {
-    int tile = first_tile + threadIdx.x % 32;
-    int key = tile * ATTENTION_TILE + tile_warp() * GROUP_KEYS;
-    int index = (int)((unsigned)key / (unsigned)p->block_size);
     w->seq = seq;
     w->first_tile = first_tile;
-    w->offset = key - index * p->block_size;
-    w->block = p->block_table[(size_t)seq * p->max_blocks + min(index, p->max_blocks - 1)];
+    w->at = key_place_find(p, seq, first_tile, tile_warp());
 }
 
 /* The keys of a tile that a warp copies. Usually one block holds them all; then they are one piece
@@ -308,8 +329,8 @@ static __device__ __forceinline__ struct key_group key_group_find(struct block_w
     struct key_group g = {seq, kv_head};
     g.first = tile * ATTENTION_TILE + tile_warp() * GROUP_KEYS;
     g.n = max(0, min(GROUP_KEYS, limit - g.first));
-    g.block = __shfl_sync(~0u, w->block, tile - w->first_tile);
-    g.offset = __shfl_sync(~0u, w->offset, tile - w->first_tile);
+    g.block = __shfl_sync(~0u, w->at.block, tile - w->first_tile);
+    g.offset = __shfl_sync(~0u, w->at.offset, tile - w->first_tile);
     return g;
 }
 

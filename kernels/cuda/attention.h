@@ -21,6 +21,10 @@ struct step_limits;
 /* Bytes of scratch for steps within these limits, on the current device. */
 size_t cuda_attention_workspace(const struct step_limits *limits);
 
+/* As the table's entries: the plan of a step's decodes is made once, ahead of the layers' calls
+ * with the same window. */
+void cuda_attention_plan(struct device *device, const struct attention_args *args);
+
 /* As the table's entry: enqueues on the device's stream. The launches depend on the sizes of the
  * batch (n_tokens, n_seqs, max_blocks, max_q_len) and never on the contents of its arrays, so that
  * they can be recorded in a graph. kind falls back to the slower path for dtypes and head sizes

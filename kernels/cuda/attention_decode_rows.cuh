@@ -4,7 +4,7 @@
 #ifndef QUIRE_CUDA_ATTENTION_DECODE_ROWS_CUH
 #define QUIRE_CUDA_ATTENTION_DECODE_ROWS_CUH
 
-#include "kernels/cuda/attention_decode_line.cuh"
+#include "kernels/cuda/attention_plan.cuh"
 
 #define DECODE_VALUES_BARRIER 1 /* of the threads that hold rows; 0 is of all */
 
@@ -83,17 +83,18 @@ static __device__ __forceinline__ void decode_fetch(struct decode_rows<D> &r, co
 template <typename T, int D>
 static __device__ __forceinline__ void decode_store(const struct decode_rows<D> &r,
                                                     const struct attention_params *p,
-                                                    const struct decode_place *place)
+                                                    const struct decode_piece *piece)
 {
     int lane = threadIdx.x % 32, first = tile_warp() * DECODE_COLUMN_TILES(D);
+    int n_groups = row_groups(p->heads_per_kv), kv_head = piece->pair / n_groups;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        int row = place->row_group * DECODE_ROWS + lane / 4 + 8 * h;
+        int row = piece->pair % n_groups * DECODE_ROWS + lane / 4 + 8 * h;
         if (row >= p->heads_per_kv)
             break;
-        int head = place->kv_head * p->heads_per_kv + row;
+        int head = kv_head * p->heads_per_kv + row;
         float norm = row_norm(r.state.sum[h]);
-        T *out = (T *)p->out + ((size_t)p->q_start[place->seq] * p->n_heads + head) * D;
+        T *out = (T *)p->out + ((size_t)piece->token * p->n_heads + head) * D;
 #pragma unroll
         for (int n = 0; n < DECODE_COLUMN_TILES(D); n++) {
             if (first + n < D / 8)
@@ -103,103 +104,57 @@ static __device__ __forceinline__ void decode_store(const struct decode_rows<D> 
     }
 }
 
-/* Where blocks leave the chunks of pairs that they share: [gridDim.x][max_parked], the first for
- * the fold of the first block of a pair, the others for chunks. */
-struct decode_parking {
-    float2 *rows;
-    int max_parked;
-};
-
 template <int D, int N_HALVES>
-static __device__ __forceinline__ float2 *parking_space(const struct decode_parking *parking,
-                                                        int block, int i)
+static __device__ __forceinline__ float2 *parking_space(const struct attention_params *p, int slot)
 {
-    constexpr size_t size = DECODE_PARKED_FLOATS(D, N_HALVES) / 2;
-    return parking->rows + ((size_t)block * parking->max_parked + i) * size;
+    return (float2 *)p->scratch + (size_t)slot * (DECODE_PARKED_FLOATS(D, N_HALVES) / 2);
 }
 
-/* Where the chunks of a shared pair are, in order: after the fold of its first block, those that
- * other blocks parked. */
-struct parked_chunks {
-    int owner;       /* the pair's first block                      */
-    int tile;        /* first of the next chunk that is looked for  */
-    int block, used; /* where the last one was, and its space there */
-};
-
-/* The space of the next parked chunk, NULL after the last. */
-template <int D, int N_HALVES>
-static __device__ __forceinline__ float2 *parked_next(struct parked_chunks *c,
-                                                      const struct decode_parking *parking,
-                                                      const struct decode_place *place, int total)
-{
-    while (c->tile < place->end_tile) {
-        int block = share_of(place->offset + c->tile - place->first_tile, total);
-        c->used = block == c->block ? c->used + 1 : 1;
-        c->block = block;
-        c->tile += TILES_PER_CHUNK;
-        if (block != c->owner)
-            return parking_space<D, N_HALVES>(parking, block, c->used);
-    }
-    return NULL;
-}
-
-/* Folds a pair whose parts are all parked, in the order of its chunks. Several chunks are fetched
- * together: the L2 cache is 500 cycles away. */
+/* Folds the n chunks of a pair, all parked, in order. Several are fetched together: the L2 cache is
+ * 500 cycles away. */
 template <int D, int N_HALVES>
 static __device__ __forceinline__ void
-decode_fold_parked(struct decode_rows<D> &all, const struct decode_parking *parking,
-                   const struct decode_place *place, int total)
+decode_fold_parked(struct decode_rows<D> &all, const struct attention_params *p, int slot, int n)
 {
     constexpr int n_together = D == 128 && N_HALVES == 1 ? 6 : 3;
-    int owner = share_of(place->offset, total);
-    struct parked_chunks next = {owner, next_chunk(place->first_tile), owner, 0};
     decode_rows_clear(all);
-    decode_fetch<D, N_HALVES>(all, parking_space<D, N_HALVES>(parking, owner, 0));
-    for (;;) {
+    for (int first = 0; first < n; first += n_together) {
         struct decode_rows<D> chunk[n_together];
-        bool exists[n_together];
 #pragma unroll
         for (int i = 0; i < n_together; i++) {
-            const float2 *space = parked_next<D, N_HALVES>(&next, parking, place, total);
-            exists[i] = space != NULL;
             decode_rows_clear(chunk[i]);
-            if (exists[i])
-                decode_fetch<D, N_HALVES>(chunk[i], space);
+            if (first + i < n)
+                decode_fetch<D, N_HALVES>(chunk[i],
+                                          parking_space<D, N_HALVES>(p, slot + first + i));
         }
 #pragma unroll
         for (int i = 0; i < n_together; i++) {
-            if (!exists[i])
-                return;
-            decode_fold(all, chunk[i]);
+            if (first + i < n)
+                decode_fold(all, chunk[i]);
         }
     }
 }
 
-/* A block is done with its part of a pair that others share: n_chunks of it are parked. The block
- * that brings the last chunk folds and writes the pair. By the warps that take values. */
+/* A chunk of a cut pair is parked. The block that brings the last one folds and writes the pair. By
+ * the warps that take values; is_last: shared. */
 template <typename T, int D, int N_HALVES>
-static __device__ __forceinline__ void
-decode_arrive(const struct attention_params *p, struct decode_board *board,
-              const struct decode_parking *parking, const struct decode_place *place,
-              const struct decode_share *share, int n_chunks)
+static __device__ __forceinline__ void decode_arrive(const struct attention_params *p,
+                                                     const struct decode_piece *piece,
+                                                     volatile int *is_last)
 {
-    int *counter = &p->counters->n_arrived[share_of(place->offset, share->total)];
-    int first_chunk = place->first_tile / TILES_PER_CHUNK;
-    int all_chunks = (place->end_tile - 1) / TILES_PER_CHUNK - first_chunk + 1;
+    int *n_arrived = plan_arrivals(p) + piece->slot;
     barrier_wait(DECODE_VALUES_BARRIER, ATTENTION_THREADS);
     if (threadIdx.x % ATTENTION_THREADS == 0) {
-        __threadfence(); /* for what all threads before the barrier parked */
-        board->is_last = atomicAdd(counter, n_chunks) + n_chunks == all_chunks;
-        if (board->is_last)
-            *counter = 0;
-        __threadfence();
+        *is_last = count_arrival(n_arrived, 1) + 1 == piece->n_chunks;
+        if (*is_last)
+            *n_arrived = 0;
     }
     barrier_wait(DECODE_VALUES_BARRIER, ATTENTION_THREADS);
-    if (!board->is_last)
+    if (!*is_last)
         return;
     struct decode_rows<D> rows;
-    decode_fold_parked<D, N_HALVES>(rows, parking, place, share->total);
-    decode_store<T, D>(rows, p, place);
+    decode_fold_parked<D, N_HALVES>(rows, p, piece->slot, piece->n_chunks);
+    decode_store<T, D>(rows, p, piece);
 }
 
 #endif

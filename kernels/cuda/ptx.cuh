@@ -81,6 +81,18 @@ static __device__ __forceinline__ uint4 load_shared_16(uint32_t from)
     return value;
 }
 
+/* Adds to a counter; returns what it was. What this thread and those that met it at a barrier wrote
+ * is seen by threads that meet one who adds after it. */
+static __device__ __forceinline__ int count_arrival(int *counter, int n)
+{
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(n)
+                 : "memory");
+    return before;
+}
+
 #if PTX_AMPERE
 
 /* Starts a copy of 16 bytes past the registers and the L1 cache; writes zeros, and reads nothing,
@@ -113,6 +125,12 @@ template <int pending> static __device__ __forceinline__ void copy_async_wait(vo
 static __device__ __forceinline__ void barrier_wait(int number, int n_threads)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(n_threads) : "memory");
+}
+
+/* Counts for others who wait at the barrier, without waiting. */
+static __device__ __forceinline__ void barrier_arrive(int number, int n_threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(n_threads) : "memory");
 }
 
 /* Lets the kernel after this one start when it is launched to overlap with this one: its blocks
@@ -150,23 +168,17 @@ static __device__ __forceinline__ void copy_barrier_publish(void)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/* The phase is not over before so many bytes more are there. */
-static __device__ __forceinline__ void copy_barrier_expect(uint32_t barrier, uint32_t bytes)
-{
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier),
-                 "r"(bytes)
-                 : "memory");
-}
-
-/* Nor before the copies are that this thread started by copy_async_16(). */
+/* The phase is not over before the copies are that this thread started by copy_async_16(). */
 static __device__ __forceinline__ void copy_barrier_expect_async(uint32_t barrier)
 {
     asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier)
+/* Arrives, and the phase is not over before so many bytes more are there, either. */
+static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
 }
 
 /* Waits for the end of the phase with this parity: 0 for the first, third, ... of the barrier. */
@@ -188,14 +200,14 @@ static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int p
 /* Starts the copy of a box of a matrix, by one thread; its bytes count as arrived on the barrier.
  * map: how the matrix lies in memory and the box in shared memory, a parameter of the kernel. The
  * L2 cache drops the box first: it is for what is read once. */
-static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column,
-                                                int row, uint32_t barrier)
+static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int row,
+                                                uint32_t barrier)
 {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %2}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(0), "r"(row), "r"(barrier), "l"(policy)
                  : "memory");
 }
 

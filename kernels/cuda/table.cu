@@ -22,6 +22,7 @@ extern "C" __attribute__((visibility("default"))) const struct backend backend_c
     .add_rmsnorm = cuda_add_rmsnorm,
     .linear = cuda_linear,
     .rope_cache = cuda_rope_cache,
+    .attention_plan = cuda_attention_plan,
     .attention = cuda_attention,
     .silu_mul = cuda_silu_mul,
     .gather = cuda_gather,

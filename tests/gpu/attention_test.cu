@@ -326,6 +326,7 @@ static unsigned char *run(struct fixture *f, const struct piece *piece, int n, i
     args.batch = &b;
     CUDA_CHECK(cudaMemset(results, 0xff, n_launches * out_bytes));
     CUDA_CHECK(cudaDeviceSynchronize());
+    cuda_attention_plan(&f->device.base, &args);
     for (int i = 0; i < n_launches; i++) {
         args.out = results + i * out_bytes;
         cuda_attention(&f->device.base, &args);

@@ -1,0 +1,118 @@
+/* attention_plan.cuh - the work of a decode step as a list of pieces, made once for all layers.
+ *
+ * A pair is a sequence and a KV head; a KV head with more than 16 query heads counts as several. A
+ * piece is a run of tiles of one pair: all of them, or one chunk (attention.cuh). Each block of
+ * threads takes the piece of its own number, then whatever piece is next: multiprocessors differ by
+ * a quarter in how fast they read (an H200, all reading at once), so equal shares end at very
+ * different times.
+ *
+ * The list is in descending order: first the pairs that are one piece although they have several
+ * chunks, then chunks of 8, 7, ... 1 tiles. A chunk of a pair costs a copy of its result (a
+ * fiftieth of its keys and values), so only the last sequences are cut: enough of them that blocks
+ * which come from a long pair at different times still end together.
+ *
+ * The scratch of attention holds, one behind the other: struct attention_plan, the pieces, a count
+ * of arrivals for every parked chunk, and what the kernels park.
+ */
+#ifndef QUIRE_CUDA_ATTENTION_PLAN_CUH
+#define QUIRE_CUDA_ATTENTION_PLAN_CUH
+
+#include "kernels/cuda/attention.cuh"
+
+#define DECODE_ROWS 16 /* of a matrix tile */
+
+struct __align__(16) decode_piece
+{
+    int seq, pair;      /* pair: kv_head * row_groups + row_group                          */
+    int tile, end_tile; /* of the sequence, absolute; none: there are no more pieces       */
+    int kv_len;
+    int token;    /* of the batch: the row of q and of out                                 */
+    int slot;     /* where the first chunk of the pair is parked; NO_SLOT: none is         */
+    int n_chunks; /* of the pair                                                           */
+};
+
+#define NO_SLOT (-1)
+
+struct attention_plan {
+    int n_pieces;
+    int n_taken; /* of those after the pieces that blocks start with; zero between launches */
+    int padding[62];
+};
+
+/* What a plan needs at most. */
+struct plan_sizes {
+    int n_blocks; /* of threads of the decode kernel: one per multiprocessor */
+    int n_pieces, n_slots;
+    size_t bytes;
+};
+
+static __host__ __device__ __forceinline__ int row_groups(int heads_per_kv)
+{
+    return CEIL_DIV(heads_per_kv, DECODE_ROWS);
+}
+
+/* Sequences at the end are cut into chunks, as long as those behind them have fewer than this. */
+static __host__ __device__ __forceinline__ int plan_cut_chunks(int n_blocks, int longest)
+{
+    return n_blocks * longest;
+}
+
+/* n_pairs: of a sequence. */
+static inline struct plan_sizes plan_sizes(int n_blocks, int n_seqs, int n_pairs, int max_kv_len)
+{
+    struct plan_sizes s;
+    int longest = MAX(CEIL_DIV(max_kv_len, ATTENTION_CHUNK), 1);
+    size_t n_chunks = (size_t)n_seqs * n_pairs * longest;
+    size_t n_cut = (size_t)plan_cut_chunks(n_blocks, longest) + (size_t)n_pairs * longest;
+    s.n_blocks = n_blocks;
+    s.n_slots = (int)MIN(n_chunks, n_cut);
+    s.n_pieces = MAX(n_seqs * n_pairs + s.n_slots, n_blocks); /* each block looks at one */
+    size_t bytes = sizeof(struct attention_plan) + s.n_pieces * sizeof(struct decode_piece) +
+                   s.n_slots * sizeof(int);
+    s.bytes = CEIL_DIV(bytes, (size_t)256) * 256;
+    return s;
+}
+
+/* The parts of a plan in memory. */
+static __host__ __device__ __forceinline__ struct decode_piece *
+plan_pieces(const struct attention_plan *plan)
+{
+    return (struct decode_piece *)(plan + 1);
+}
+
+static __device__ __forceinline__ int *plan_arrivals(const struct attention_params *p)
+{
+    return (int *)(plan_pieces(p->plan) + p->max_pieces);
+}
+
+/* Past the L1 cache, which may hold the plan of the step before. */
+static __device__ __forceinline__ struct decode_piece piece_read(const struct decode_piece *from)
+{
+    union {
+        int4 half[2];
+        struct decode_piece piece;
+    } x;
+    x.half[0] = __ldcg((const int4 *)from);
+    x.half[1] = __ldcg((const int4 *)from + 1);
+    return x.piece;
+}
+
+/* First tile of the chunk after the one that `tile` is in. */
+static __device__ __forceinline__ int next_chunk(int tile)
+{
+    return (tile / TILES_PER_CHUNK + 1) * TILES_PER_CHUNK;
+}
+
+/* Tiles of the sequence that its token sees. A sequence without keys has one tile of zeros, so that
+ * its output is written. */
+static __device__ __forceinline__ int plan_first_tile(int kv_len, int window)
+{
+    return max(0, kv_len - window) / ATTENTION_TILE;
+}
+
+static __device__ __forceinline__ int plan_end_tile(int kv_len)
+{
+    return max(1, CEIL_DIV(kv_len, ATTENTION_TILE));
+}
+
+#endif
