@@ -1,8 +1,8 @@
 /* attention.cu - the entry of attention: parameters, scratch, and which kernel runs. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/tensor_map.cuh"
 
-#include <cudaTypedefs.h>
 #include <limits.h>
 
 static_assert(sizeof(struct attention_counters) % 256 == 0, "the scratch after it stays aligned");
@@ -22,23 +22,17 @@ size_t cuda_attention_workspace(const struct step_limits *limits)
 
 void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns)
 {
-    static PFN_cuTensorMapEncodeTiled_v12000 encode;
-    cudaDriverEntryPointQueryResult found;
-    if (!encode)
-        CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode,
-                                                    12000, cudaEnableDefault, &found));
-    cuuint64_t size[2] = {(cuuint64_t)head_dim,
-                          (cuuint64_t)1 << 31}; /* rows: more than memory has */
-    cuuint64_t row_bytes = (cuuint64_t)head_dim * 2;
-    cuuint32_t box[2] = {(cuuint32_t)n_columns, GROUP_KEYS}, step[2] = {1, 1};
-    CUtensorMapSwizzle swizzle = n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                                 : n_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                   : CU_TENSOR_MAP_SWIZZLE_32B;
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)rows, size, &row_bytes,
-                             box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS)
-        die("CUDA: cuTensorMapEncodeTiled of rows of %d: error %d", head_dim, (int)result);
+    const struct tensor_layout layout = {
+        .n_dims = 2,
+        .size = {(size_t)head_dim, (size_t)1 << 31}, /* rows: more than memory has */
+        .stride_bytes = {(size_t)head_dim * 2},
+        .box = {n_columns, GROUP_KEYS},
+        .swizzle = n_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                   : n_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : CU_TENSOR_MAP_SWIZZLE_32B,
+        .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+    };
+    tensor_map_init(map, rows, &layout);
 }
 
 static struct attention_params make_params(const struct cuda_device *d,
