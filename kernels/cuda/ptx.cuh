@@ -29,6 +29,16 @@
 #define PTX_HOPPER 0
 #endif
 
+/* The same for those that exist in 9.0 alone, which is compiled for by its full name then. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compile for 90a: code for 90 lacks the products of warp groups"
+#endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define PTX_WARP_GROUPS 1
+#else
+#define PTX_WARP_GROUPS 0
+#endif
+
 /* Address of shared memory as the instructions below take it. */
 static __device__ __forceinline__ uint32_t shared_address(const void *memory)
 {
@@ -159,20 +169,35 @@ static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* Waits for the end of the phase with this parity: 0 for the first, third, ... of the barrier. */
-static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
+/* Whether the phase with this parity is over, 0 for the first, third, ... of the barrier; waits a
+ * while when it is not. */
+static __device__ __forceinline__ bool copy_barrier_is_over(uint32_t barrier, int parity)
 {
     uint32_t is_over;
-    do {
-        asm volatile("{\n"
-                     ".reg .pred over;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, over;\n"
-                     "}\n"
-                     : "=r"(is_over)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!is_over);
+    asm volatile("{\n"
+                 ".reg .pred over;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, over;\n"
+                 "}\n"
+                 : "=r"(is_over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return is_over;
+}
+
+/* Waits for the end of the phase with this parity. */
+static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
+{
+    while (!copy_barrier_is_over(barrier, parity))
+        continue;
+}
+
+/* The same by whole warps, whose lanes leave together: so the compiler keeps addresses in registers
+ * that a warp has once, where products of warp groups take them from. */
+static __device__ __forceinline__ void copy_barrier_wait_together(uint32_t barrier, int parity)
+{
+    while (!__all_sync(0xFFFFFFFFu, copy_barrier_is_over(barrier, parity)))
+        continue;
 }
 
 /* Starts the copy of a box of a matrix, by one thread; its bytes count as arrived on the barrier.
@@ -193,6 +218,17 @@ static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *
 static __device__ __forceinline__ void copy_box_prepare(const CUtensorMap *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* The same for a matrix whose columns are cut into panels, [panel][row][column], with the panels of
+ * a box one behind the other. The L2 cache keeps it. */
+static __device__ __forceinline__ void copy_panels(uint32_t to, const CUtensorMap *map, int row,
+                                                   int panel, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {0, %2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(row), "r"(panel), "r"(barrier)
+                 : "memory");
 }
 
 /* Between other accesses to shared memory and copy_box() to the same place. */
@@ -260,6 +296,80 @@ static __device__ __forceinline__ void multiply_16x8x8_twice(float c[4], const u
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[2]), "r"(a[3]), "r"(b1));
 }
+
+/* ---- products of warp groups ---------------------------------------------------------------- */
+
+/* Four warps, the first a multiple of four, multiply together: warp w has rows 16 w to 16 w + 15 of
+ * an accumulator of 64 rows, as 16x8 tiles side by side. The product runs on while the warps do;
+ * until it has been waited for, they must not touch its registers. Its sums are in the order of
+ * multiply_16x8x16(): the same bits. */
+#if PTX_WARP_GROUPS
+
+/* Before the first product that uses registers written by other instructions. */
+static __device__ __forceinline__ void group_multiply_begin(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+/* Closes a batch of products. Batches complete in order. */
+static __device__ __forceinline__ void group_multiply_commit(void)
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Waits until at most n_pending batches are incomplete. */
+template <int n_pending> static __device__ __forceinline__ void group_multiply_wait(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n_pending) : "memory");
+}
+
+/* After the wait for c: keeps the compiler from reading it earlier. */
+template <int N> static __device__ __forceinline__ void group_multiply_end(float c[N][4])
+{
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
+}
+
+#define TILE_OPERANDS(mode, c, n) mode(c[n][0]), mode(c[n][1]), mode(c[n][2]), mode(c[n][3])
+#define TWO_TILES(mode, c, n)     TILE_OPERANDS(mode, c, n), TILE_OPERANDS(mode, c, n + 1)
+#define FOUR_TILES(mode, c, n)    TWO_TILES(mode, c, n), TWO_TILES(mode, c, n + 2)
+#define EIGHT_TILES(mode, c, n)   FOUR_TILES(mode, c, n), FOUR_TILES(mode, c, n + 4)
+#define FIRST_8                   "%0, %1, %2, %3, %4, %5, %6, %7"
+#define FIRST_16                  FIRST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define FIRST_32                                                                                   \
+    FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+
+/* Upper word of what describes a tile: lines of 128 bytes of a row each, swizzled in patterns of
+ * eight lines (bit 30), which follow one another at 1024 bytes. The lower word is its address / 16.
+ */
+#define TILE_LAYOUT "0x40000040"
+
+/* multiply_tiles_N: c += a b^T for a: 64x16, b: Nx16, both in shared memory, addresses / 16 of
+ * their first lines at the first of the 16 columns. c: the warp's 16x8 tiles. */
+#define DEFINE_TILE_PRODUCT(N, type, name, TILES, NAMES, A, B)                                     \
+    static __device__ __forceinline__ void multiply_tiles_##N(float c[(N) / 8][4], uint32_t a,     \
+                                                              uint32_t b, type)                    \
+    {                                                                                              \
+        asm volatile("{\n"                                                                         \
+                     ".reg .b64 a, b;\n"                                                           \
+                     "mov.b64 a, {" A ", " TILE_LAYOUT "};\n"                                      \
+                     "mov.b64 b, {" B ", " TILE_LAYOUT "};\n"                                      \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name " {" NAMES    \
+                     "}, a, b, 1, 1, 1, 0, 0;\n"                                                   \
+                     "}"                                                                           \
+                     : TILES("+f", c, 0)                                                           \
+                     : "r"(a), "r"(b));                                                            \
+    }
+#define DEFINE_TILE_PRODUCTS(type, name)                                                           \
+    DEFINE_TILE_PRODUCT(16, type, name, TWO_TILES, FIRST_8, "%8", "%9")                            \
+    DEFINE_TILE_PRODUCT(32, type, name, FOUR_TILES, FIRST_16, "%16", "%17")                        \
+    DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")
+
+DEFINE_TILE_PRODUCTS(__nv_bfloat16, "bf16")
+DEFINE_TILE_PRODUCTS(__half, "f16")
+
+#endif
 
 /* Two f32 rounded to 16 bits each, the first in the lower half. */
 static __device__ __forceinline__ uint32_t pack_pair(float first, float second, __nv_bfloat16 tag)
