@@ -75,7 +75,7 @@ part_tests()
         grep -E '^\[  FAILED|ERROR|SKIPPED' "$OUT/$program.log" | head -n 8
     done
     unset QUIRE_TEST_DEVICE
-    for program in device_test ops_test attention_test; do
+    for program in device_test ops_test attention_test linear_decode_test; do
         ./$program >"$OUT/$program.log" 2>&1
         check $program $?
     done
@@ -180,6 +180,7 @@ part_sanitize()
     fi
     for tool in memcheck racecheck; do
         sanitize $tool attention_test --small
+        sanitize $tool linear_decode_test --small
         if [ $tool = memcheck ]; then
             sanitize $tool ops_test --small
         else

@@ -1,8 +1,8 @@
 /* attention.cu - the entry of attention: parameters, scratch, and which kernel runs. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/tensor_map.cuh"
 #include "kernels/cuda/attention_plan.cuh"
+#include "kernels/cuda/tensor_map.cuh"
 
 #include <limits.h>
 

@@ -359,27 +359,13 @@ static void decode_launch_halves(const struct cuda_device *d, const struct atten
     struct decode_sizes sizes = decode_sizes(d, D, p->heads_per_kv, AMPERE);
     assert((size_t)p->max_slots * DECODE_PARKED_FLOATS(D, N_HALVES) <= p->scratch_floats);
     auto kernel = decode_kernel<T, D, N_HALVES, AMPERE, CAPPED>;
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    (int)sizes.shared));
-    cudaFuncAttributes loaded;
-    CUDA_CHECK(cudaFuncGetAttributes(&loaded, kernel));
-    bool is_hopper = loaded.ptxVersion >= 90; /* what it was compiled for, not what runs it */
     struct decode_maps maps = {};
-    if (is_hopper) {
+    if (d->overlaps) {
         attention_map_rows(&maps.k, p->k, D, PANEL_COLUMNS(D));
         attention_map_rows(&maps.v, p->v, D, PANEL_COLUMNS(D));
     }
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)MIN(d->n_sms, MAX_DECODE_BLOCKS));
-    config.blockDim = dim3(DECODE_THREADS);
-    config.dynamicSmemBytes = sizes.shared;
-    config.stream = d->stream;
-    config.attrs = &overlap;
-    config.numAttrs = is_hopper ? 1 : 0;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, *p, maps, sizes.n_stages));
+    cuda_launch_early(d, kernel, dim3((unsigned)MIN(d->n_sms, MAX_DECODE_BLOCKS)), DECODE_THREADS,
+                      (int)sizes.shared, *p, maps, sizes.n_stages);
 }
 
 /* Up to eight query heads leave the upper half of the matrix tile's rows unused. */

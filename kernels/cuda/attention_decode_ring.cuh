@@ -94,7 +94,7 @@ static __device__ __forceinline__ uint32_t ring_next(struct decode_ring *r)
     if (AMPERE) {
         barrier_wait(DECODE_TILES_BARRIER, 2 * ATTENTION_THREADS);
         if (threadIdx.x == ATTENTION_THREADS && r->last != NO_STAGE)
-            copy_barrier_arrive(r->released + 8 * r->last, 0);
+            copy_barrier_arrive(r->released + 8 * r->last);
         copy_barrier_wait(r->arrived + 8 * r->stage, r->parity);
         r->last = r->stage;
     }
@@ -143,7 +143,7 @@ ring_copy(const struct attention_params *p, const struct decode_maps *maps,
     if (threadIdx.x % 32 != 0)
         return;
     bool box_k = s->keys.exists && !mixed_k, box_v = s->values.exists && !mixed_v;
-    copy_barrier_arrive(barrier, (box_k + box_v) * group_bytes);
+    copy_barrier_arrive_expecting(barrier, (box_k + box_v) * group_bytes);
     if (box_k)
         copy_box(k, &maps->k, s->keys.row, barrier);
     if (box_v)

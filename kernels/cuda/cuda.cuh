@@ -34,6 +34,7 @@ struct cuda_device {
     cudaStream_t stream; /* of all operations and copies */
     int n_sms;
     size_t shared_per_block; /* bytes of shared memory that a block may opt in to */
+    bool overlaps;           /* see cuda_launch_early()                           */
     struct cuda_linear *linear;
     struct cuda_loader *loader; /* NULL: no weights are being loaded */
     struct cuda_staging *staging;
@@ -82,6 +83,30 @@ static inline void cuda_device_read_limits(struct cuda_device *d)
     CUDA_CHECK(cudaDeviceGetAttribute(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     d->n_sms = n_sms;
     d->shared_per_block = (size_t)per_block;
+}
+
+/* Launches a kernel that may start before the one ahead of it in the stream has ended, where the
+ * library's code for the GPU can wait for that (d->overlaps). Each of its blocks calls
+ * previous_kernel_wait() before it reads what kernels ahead wrote and before it writes what they
+ * use. Those may have been launched in this way too: what nobody waits for must have been there
+ * before the first of them, which is always launched in the ordinary way. */
+template <typename... Params, typename... Args>
+static void cuda_launch_early(const struct cuda_device *d, void (*kernel)(Params...), dim3 grid,
+                              int n_threads, int shared_bytes, const Args &...args)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)n_threads);
+    config.dynamicSmemBytes = (size_t)shared_bytes;
+    config.stream = d->stream;
+    config.attrs = &early;
+    config.numAttrs = d->overlaps ? 1 : 0;
+    CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
 }
 
 /* ---- elements ------------------------------------------------------------------------------- */
@@ -241,6 +266,10 @@ void cuda_marks_close(struct cuda_device *d);
 void cuda_linear_open(struct cuda_device *d);
 void cuda_linear_close(struct cuda_device *d);
 void cuda_loader_close(struct cuda_device *d); /* accepts a device without one */
+
+/* Whether the library's code for the current GPU is of compute capability 9.0 or later: a later GPU
+ * may run code compiled for an earlier one. */
+bool cuda_kernels_can_wait(void);
 
 /* A matrix is there (is about to go): linear.cu keeps the shapes that it will be asked for. */
 void cuda_linear_add_weight(struct cuda_device *d, const struct weight *w);

@@ -97,6 +97,17 @@ static int start_device(int index, cudaDeviceProp *properties)
     return 0;
 }
 
+static __global__ void probe_kernel(void)
+{
+}
+
+bool cuda_kernels_can_wait(void)
+{
+    cudaFuncAttributes probe;
+    CUDA_CHECK(cudaFuncGetAttributes(&probe, probe_kernel));
+    return probe.ptxVersion >= 90;
+}
+
 struct device *cuda_open(const struct device_options *options)
 {
     cudaDeviceProp properties;
@@ -108,6 +119,7 @@ struct device *cuda_open(const struct device_options *options)
     d->index = options->index;
     describe(&d->base.info, &properties);
     cuda_device_read_limits(d);
+    d->overlaps = cuda_kernels_can_wait();
     CUDA_CHECK(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     cuda_staging_open(d);
     cuda_marks_open(d);

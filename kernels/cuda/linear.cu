@@ -1,5 +1,5 @@
-/* linear.cu - y = x W^T + bias by cuBLASLt, with rows whose bits do not depend on how many there
- * are.
+/* linear.cu - y = x W^T + bias by cuBLASLt or linear_decode.cu, with rows whose bits do not depend
+ * on how many there are.
  *
  * x: [n_rows, n_in], W: [n_out, n_in], y: [n_rows, n_out], row-major; for the column-major library
  * y^T = W x^T. Accumulation is f32; f32 matrices are multiplied without TF32.
@@ -9,14 +9,18 @@
  * each matrix shape one algorithm is chosen for each range of n_rows, once, before the first step:
  * algorithms that cut the sum are left out, and of the others a range takes the fastest whose
  * results equal, bit for bit, those of the shape's standard algorithm, the one of the longest
- * range. What is compared: rows that repeat with an odd period, so that a row is also seen at many
- * places of a tile. Shapes for which the library has no such algorithm (odd sizes in 16-bit types)
- * take a plain kernel at the end of this file.
+ * range. Up to 256 rows the kernel of linear_decode.cu, with tiles of several sizes, is among them:
+ * the library's algorithms turned out to add in its order. What is compared: rows that repeat with
+ * an odd period, so that a row is also seen at many places of a tile. Shapes for which the library
+ * has no such algorithm (odd sizes in 16-bit types) take a plain kernel at the end of this file.
  */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/linear_decode.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 #include <limits.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,13 +39,19 @@ static const int range_end[] = {16, 64, 128, 256, 512, 1024, 2048, 4096, INT_MAX
 #define N_RANGES ((int)ARRAY_LEN(range_end))
 #define LARGEST  8192
 
+/* One of the library's, or a kernel of linear_decode.cu: with which tile_rows. */
+struct algorithm {
+    int tile_rows; /* 0: the library's */
+    cublasLtMatmulAlgo_t library;
+};
+
 struct plan {
     int n_out, n_in;
     enum dtype out_dtype;
     int n_ranges; /* with an algorithm: those that reserve() asked for */
     bool plain;   /* the library has no algorithm                      */
     cublasLtMatmulDesc_t product;
-    cublasLtMatmulAlgo_t algo[N_RANGES];
+    struct algorithm algo[N_RANGES];
 };
 
 /* A shape, and a matrix that has it for the self-check (NULL: it is gone). */
@@ -53,31 +63,13 @@ struct shape {
 struct cuda_linear {
     cublasLtHandle_t handle;
     void *workspace;
+    pthread_t first_questions;
+    bool are_asked; /* by that thread, which has not been joined */
     struct plan *plan;
     size_t n_plans, plan_capacity;
     struct shape *shape;
     size_t n_shapes, shape_capacity;
 };
-
-void cuda_linear_open(struct cuda_device *d)
-{
-    struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
-    CUBLAS_CHECK(cublasLtCreate(&l->handle));
-    CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
-    d->linear = l;
-}
-
-void cuda_linear_close(struct cuda_device *d)
-{
-    struct cuda_linear *l = d->linear;
-    for (size_t i = 0; i < l->n_plans; i++)
-        CUBLAS_CHECK(cublasLtMatmulDescDestroy(l->plan[i].product));
-    CUBLAS_CHECK(cublasLtDestroy(l->handle));
-    CUDA_CHECK(cudaFree(l->workspace));
-    free(l->plan);
-    free(l->shape);
-    free(l);
-}
 
 /* ---- one product ---- */
 
@@ -107,13 +99,25 @@ static void layouts_init(struct layouts *l, const struct cuda_device *d, const s
 
 static cublasStatus_t multiply(const struct cuda_device *d, const struct plan *p, void *y,
                                const void *x, const void *w, int n_rows,
-                               const cublasLtMatmulAlgo_t *algo)
+                               const struct algorithm *algo)
 {
     const float one = 1, zero = 0;
     struct layouts l;
+    if (algo->tile_rows > 0) {
+        const struct linear_decode_args args = {.y = y,
+                                                .x = x,
+                                                .w = w,
+                                                .n_rows = n_rows,
+                                                .n_out = p->n_out,
+                                                .n_in = p->n_in,
+                                                .tile_rows = algo->tile_rows,
+                                                .out_dtype = p->out_dtype};
+        linear_decode(d, &args);
+        return CUBLAS_STATUS_SUCCESS;
+    }
     layouts_init(&l, d, p, n_rows);
     return cublasLtMatmul(d->linear->handle, p->product, &one, w, &l.w, x, &l.x, &zero, y, &l.y, y,
-                          &l.y, algo, d->linear->workspace, WORKSPACE_BYTES, d->stream);
+                          &l.y, &algo->library, d->linear->workspace, WORKSPACE_BYTES, d->stream);
 }
 
 /* ---- candidates ---- */
@@ -135,7 +139,7 @@ static bool cuts_sums(const cublasLtMatmulAlgo_t *algo)
 }
 
 /* Algorithms for n_rows, the fastest first by the library's estimate; returns how many. */
-static int find_candidates(cublasLtMatmulAlgo_t out[MAX_CANDIDATES], const struct cuda_device *d,
+static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cuda_device *d,
                            const struct plan *p, int n_rows)
 {
     struct layouts l;
@@ -159,7 +163,7 @@ static int find_candidates(cublasLtMatmulAlgo_t out[MAX_CANDIDATES], const struc
         n_found = 0;
     for (int i = 0; i < n_found; i++) {
         if (found[i].state == CUBLAS_STATUS_SUCCESS && !cuts_sums(&found[i].algo))
-            out[n++] = found[i].algo;
+            out[n++] = (struct algorithm){.tile_rows = 0, .library = found[i].algo};
     }
     return n;
 }
@@ -167,7 +171,8 @@ static int find_candidates(cublasLtMatmulAlgo_t out[MAX_CANDIDATES], const struc
 /* ---- the self-check ---- */
 
 /* Algorithms of a range that are compared with each other. */
-#define MAX_CHOICES (N_RANGES + MAX_CANDIDATES)
+static const int decode_tiles[] = LINEAR_DECODE_TILES;
+#define MAX_CHOICES (N_RANGES + MAX_CANDIDATES + (int)ARRAY_LEN(decode_tiles))
 
 /* Products of all algorithms of a range are enqueued before the host waits for what they gave. */
 struct check {
@@ -177,6 +182,8 @@ struct check {
     char *y;          /* [n_rows, n_out]                                */
     char *standard;   /* [PERIOD, n_out]: what all algorithms must give */
     int *differences; /* [MAX_CHOICES]                                  */
+    char *other;      /* [other_bytes]: more than the L2 cache holds    */
+    size_t other_bytes;
     int n_rows;
     cudaEvent_t event[MAX_CHOICES + 1];
 };
@@ -201,6 +208,14 @@ static __global__ void count_differences_kernel(int *differences, const uint16_t
         atomicAdd(differences, 1);
 }
 
+static size_t l2_bytes(void)
+{
+    int device, bytes;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device));
+    return (size_t)bytes;
+}
+
 static int check_open(struct check *c, struct cuda_device *d, const struct plan *p, const void *w)
 {
     const int n_threads = 256;
@@ -210,9 +225,10 @@ static int check_open(struct check *c, struct cuda_device *d, const struct plan 
         CUDA_CHECK(cudaEventCreate(&c->event[i]));
     c->w = w;
     c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), MAX_CHECK_ROWS);
-    size_t n = (size_t)c->n_rows * (size_t)p->n_in, offset[4];
+    c->other_bytes = l2_bytes() / 4 * 5;
+    size_t n = (size_t)c->n_rows * (size_t)p->n_in, offset[5];
     const size_t bytes[] = {n * dtype_bytes(d->base.act_dtype), c->n_rows * row_bytes,
-                            PERIOD * row_bytes, MAX_CHOICES * sizeof(int)};
+                            PERIOD * row_bytes, MAX_CHOICES * sizeof(int), c->other_bytes};
     size_t total = 0;
     for (size_t i = 0; i < ARRAY_LEN(bytes); i++) {
         offset[i] = total;
@@ -225,6 +241,7 @@ static int check_open(struct check *c, struct cuda_device *d, const struct plan 
     c->y = c->memory + offset[1];
     c->standard = c->memory + offset[2];
     c->differences = (int *)(c->memory + offset[3]);
+    c->other = c->memory + offset[4];
     CUDA_DISPATCH(
         d->base.act_dtype, T,
         fill_rows_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
@@ -261,7 +278,7 @@ static void check_clear(const struct check *c, struct cuda_device *d)
 /* Adds to differences[counter] in how many places the algorithm's products at both ends of a range
  * differ from the standard. false: it cannot do them. */
 static bool check_range(const struct check *c, struct cuda_device *d, const struct plan *p,
-                        const cublasLtMatmulAlgo_t *algo, int range, int counter)
+                        const struct algorithm *algo, int range, int counter)
 {
     const int n_threads = 256, n_rows[] = {first_rows(c, range), last_rows(c, range)};
     int row_words = (int)((size_t)p->n_out * dtype_bytes(p->out_dtype) / sizeof(uint16_t));
@@ -302,15 +319,62 @@ static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
                                                 &transposed, sizeof(transposed)));
 }
 
-static bool same_algorithm(const cublasLtMatmulAlgo_t *a, const cublasLtMatmulAlgo_t *b)
+/* The library takes 30 to 70 ms (H200) to answer its first question about products of a type. So
+ * they are asked in the background while weights are loaded. */
+static void *ask_first(void *device)
 {
-    return memcmp(a, b, sizeof(*a)) == 0;
+    struct cuda_device *d = (struct cuda_device *)device;
+    const enum dtype out_dtype[] = {DTYPE_F32, d->base.act_dtype};
+    struct algorithm candidate[MAX_CANDIDATES];
+    CUDA_CHECK(cudaSetDevice(d->index));
+    for (size_t i = 0; i < ARRAY_LEN(out_dtype); i++) {
+        struct plan p;
+        plan_init(&p, 4096, 1024, out_dtype[i]);
+        (void)find_candidates(candidate, d, &p, LARGEST);
+        CUBLAS_CHECK(cublasLtMatmulDescDestroy(p.product));
+    }
+    return NULL;
+}
+
+static void wait_for_first(struct cuda_linear *l)
+{
+    if (l->are_asked)
+        (void)pthread_join(l->first_questions, NULL);
+    l->are_asked = false;
+}
+
+void cuda_linear_open(struct cuda_device *d)
+{
+    struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
+    CUBLAS_CHECK(cublasLtCreate(&l->handle));
+    CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
+    d->linear = l;
+    l->are_asked = pthread_create(&l->first_questions, NULL, ask_first, d) == 0;
+}
+
+void cuda_linear_close(struct cuda_device *d)
+{
+    struct cuda_linear *l = d->linear;
+    wait_for_first(l);
+    for (size_t i = 0; i < l->n_plans; i++)
+        CUBLAS_CHECK(cublasLtMatmulDescDestroy(l->plan[i].product));
+    CUBLAS_CHECK(cublasLtDestroy(l->handle));
+    CUDA_CHECK(cudaFree(l->workspace));
+    free(l->plan);
+    free(l->shape);
+    free(l);
+}
+
+static bool same_algorithm(const struct algorithm *a, const struct algorithm *b)
+{
+    return a->tile_rows == b->tile_rows &&
+           memcmp(&a->library, &b->library, sizeof(a->library)) == 0;
 }
 
 /* Takes the algorithm as the standard, if its rows do not depend on their number: then it can serve
  * any range. */
 static bool try_standard(struct plan *p, struct cuda_device *d, const struct check *c,
-                         const cublasLtMatmulAlgo_t *algo)
+                         const struct algorithm *algo)
 {
     int differences[MAX_CHOICES];
     if (multiply(d, p, c->standard, c->x, c->w, PERIOD, algo) != CUBLAS_STATUS_SUCCESS)
@@ -329,11 +393,11 @@ static bool try_standard(struct plan *p, struct cuda_device *d, const struct che
 /* Algorithms that a range may take, each once. */
 struct choices {
     int n;
-    cublasLtMatmulAlgo_t algo[MAX_CHOICES];
+    struct algorithm algo[MAX_CHOICES];
     float ms[MAX_CHOICES]; /* of a few products; INFINITY: other results, or none */
 };
 
-static void choices_add(struct choices *o, const cublasLtMatmulAlgo_t *algo)
+static void choices_add(struct choices *o, const struct algorithm *algo)
 {
     for (int i = 0; i < o->n; i++) {
         if (same_algorithm(&o->algo[i], algo))
@@ -342,28 +406,62 @@ static void choices_add(struct choices *o, const cublasLtMatmulAlgo_t *algo)
     o->algo[o->n++] = *algo;
 }
 
-/* Checks and times the choices from `first` on, with the most rows of the range. */
-static void choices_time(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
-                         const struct check *c, int range)
+/* Stands for what is ahead of a product in a step: reads so much that nothing of W is left in the
+ * L2 cache. found: where it is noted when all bits are set, so that the reads are needed. */
+static __global__ void neighbour_kernel(const uint4 *memory, size_t n, int *found)
 {
-    const int n_runs = 3;
-    int differences[MAX_CHOICES];
-    bool runs[MAX_CHOICES];
-    check_clear(c, d);
-    for (int i = first; i < o->n; i++)
-        runs[i] = check_range(c, d, p, &o->algo[i], range, i);
-    check_read(c, d, differences);
+    previous_kernel_wait();
+    uint32_t bits = 0xFFFFFFFFu;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        uint4 x = memory[i];
+        bits &= x.x & x.y & x.z & x.w;
+    }
+    if (bits == 0xFFFFFFFFu)
+        *found = 1;
+    next_kernel_start();
+}
+
+static void run_neighbour(const struct check *c, struct cuda_device *d)
+{
+    const int n_threads = 512, blocks_per_sm = 4;
+    cuda_launch_early(d, neighbour_kernel, dim3((unsigned)(blocks_per_sm * d->n_sms)), n_threads, 0,
+                      (const uint4 *)c->other, c->other_bytes / sizeof(uint4), c->differences);
+}
+
+/* Times the choices from `first` on that give the right results, with the most rows of the range.
+ * The neighbour takes longer than the host to enqueue what follows it, so one more goes ahead. */
+static void choices_run(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
+                        const struct check *c, int range)
+{
+    const int n_runs = 4;
+    run_neighbour(c, d);
     CUDA_CHECK(cudaEventRecord(c->event[first], d->stream));
     for (int i = first; i < o->n; i++) {
-        for (int run = 0; run < n_runs && runs[i] && differences[i] == 0; run++)
+        for (int run = 0; run < n_runs && isfinite(o->ms[i]); run++) {
+            run_neighbour(c, d);
             CUBLAS_CHECK(multiply(d, p, c->y, c->x, c->w, last_rows(c, range), &o->algo[i]));
+        }
         CUDA_CHECK(cudaEventRecord(c->event[i + 1], d->stream));
     }
     CUDA_CHECK(cudaEventSynchronize(c->event[o->n]));
+}
+
+/* Checks and times the choices from `first` on. */
+static void choices_time(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
+                         const struct check *c, int range)
+{
+    int differences[MAX_CHOICES];
+    check_clear(c, d);
+    for (int i = first; i < o->n; i++)
+        o->ms[i] = check_range(c, d, p, &o->algo[i], range, i) ? 0 : INFINITY;
+    check_read(c, d, differences);
+    for (int i = first; i < o->n; i++)
+        o->ms[i] = differences[i] == 0 ? o->ms[i] : INFINITY;
+    choices_run(o, first, p, d, c, range);
     for (int i = first; i < o->n; i++) {
-        CUDA_CHECK(cudaEventElapsedTime(&o->ms[i], c->event[i], c->event[i + 1]));
-        if (!runs[i] || differences[i] != 0)
-            o->ms[i] = INFINITY;
+        if (isfinite(o->ms[i]))
+            CUDA_CHECK(cudaEventElapsedTime(&o->ms[i], c->event[i], c->event[i + 1]));
     }
 }
 
@@ -377,18 +475,26 @@ static int choices_fastest(const struct choices *o)
 
 /* Up to 512 rows the library's first choice without split sums is at times ten times slower than
  * another one (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer
- * ranges; if it does not, all candidates are timed. */
+ * ranges; if neither it nor our kernel does, all candidates are timed. */
 static void choose_by_time(struct plan *p, struct cuda_device *d, const struct check *c, int range,
-                           const cublasLtMatmulAlgo_t *candidate, int n)
+                           const struct algorithm *candidate, int n)
 {
     struct choices o = {};
+    if (linear_decode_can(d, p->n_out, p->n_in, range_end[range])) {
+        struct algorithm own = {};
+        for (size_t i = 0; i < ARRAY_LEN(decode_tiles); i++) {
+            own.tile_rows = decode_tiles[i];
+            choices_add(&o, &own);
+        }
+    }
     if (n > 0)
         choices_add(&o, &candidate[0]);
+    int n_first = o.n;
     for (int longer = range + 1; longer < p->n_ranges; longer++)
         choices_add(&o, &p->algo[longer]);
     choices_time(&o, 0, p, d, c, range);
     int n_timed = o.n, best = choices_fastest(&o);
-    if (n > 0 && best > 0) {
+    if (best >= n_first) {
         for (int i = 1; i < n; i++)
             choices_add(&o, &candidate[i]);
         if (o.n > n_timed)
@@ -399,8 +505,8 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
 }
 
 /* Whether a check of this range would repeat one that the algorithm has passed. */
-static bool is_checked(const struct plan *p, const struct check *c,
-                       const cublasLtMatmulAlgo_t *algo, int range)
+static bool is_checked(const struct plan *p, const struct check *c, const struct algorithm *algo,
+                       int range)
 {
     if (same_algorithm(algo, &p->algo[p->n_ranges - 1])) /* the standard */
         return true;
@@ -409,7 +515,7 @@ static bool is_checked(const struct plan *p, const struct check *c,
 
 /* The library's first choice that has the standard's results. */
 static void choose_by_estimate(struct plan *p, struct cuda_device *d, const struct check *c,
-                               int range, const cublasLtMatmulAlgo_t *candidate, int n)
+                               int range, const struct algorithm *candidate, int n)
 {
     int differences[MAX_CHOICES];
     for (int i = 0; i < n; i++) {
@@ -431,7 +537,7 @@ static void choose_by_estimate(struct plan *p, struct cuda_device *d, const stru
 static void choose_algorithm(struct plan *p, struct cuda_device *d, const struct check *c,
                              int range)
 {
-    cublasLtMatmulAlgo_t candidate[MAX_CANDIDATES];
+    struct algorithm candidate[MAX_CANDIDATES];
     int n = find_candidates(candidate, d, p, tuned_rows(range));
     if (range_end[range] > c->n_rows)
         choose_by_estimate(p, d, c, range, candidate, n);
@@ -442,9 +548,10 @@ static void choose_algorithm(struct plan *p, struct cuda_device *d, const struct
 /* Fills in the algorithms of the first n_ranges ranges. */
 static int choose_algorithms(struct plan *p, struct cuda_device *d, const void *w, int n_ranges)
 {
-    cublasLtMatmulAlgo_t candidate[MAX_CANDIDATES];
+    struct algorithm candidate[MAX_CANDIDATES];
     struct check c;
     int standard = 0;
+    wait_for_first(d->linear);
     p->n_ranges = n_ranges;
     int n = find_candidates(candidate, d, p, tuned_rows(n_ranges - 1));
     int rc = check_open(&c, d, p, w);

@@ -7,6 +7,7 @@
  * 16-bit types.
  */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 #define MAX_PACKS 4 /* held by a thread: 4 x 1024 threads x 4 elements bound dim */
 
@@ -27,6 +28,8 @@ template <typename T, int V, int PACKS>
 static __global__ void add_rmsnorm_kernel(T *out, T *residual, const T *delta, const float *gain,
                                           int dim, float eps)
 {
+    next_kernel_start();
+    previous_kernel_wait();
     size_t row = (size_t)blockIdx.x * dim;
     pack<T, V> x[PACKS];
     float squares = 0;
@@ -58,20 +61,16 @@ static __global__ void add_rmsnorm_kernel(T *out, T *residual, const T *delta, c
 }
 
 template <typename T, int V>
-static void add_rmsnorm(cudaStream_t stream, T *out, T *residual, const T *delta, const float *gain,
-                        int n_rows, int dim, float eps)
+static void add_rmsnorm(const struct cuda_device *d, T *out, T *residual, const T *delta,
+                        const float *gain, int n_rows, int dim, float eps)
 {
     int n_packs = CEIL_DIV(dim, V);
     int packs = CEIL_DIV(n_packs, CUDA_MAX_THREADS);
     int threads = CEIL_DIV(CEIL_DIV(n_packs, packs), CUDA_WARP) * CUDA_WARP;
     assert(packs <= MAX_PACKS);
-    if (packs == 1)
-        add_rmsnorm_kernel<T, V, 1>
-            <<<n_rows, threads, 0, stream>>>(out, residual, delta, gain, dim, eps);
-    else
-        add_rmsnorm_kernel<T, V, MAX_PACKS>
-            <<<n_rows, threads, 0, stream>>>(out, residual, delta, gain, dim, eps);
-    CUDA_CHECK_LAUNCH();
+    cuda_launch_early(
+        d, packs == 1 ? add_rmsnorm_kernel<T, V, 1> : add_rmsnorm_kernel<T, V, MAX_PACKS>,
+        dim3((unsigned)n_rows), threads, 0, out, residual, delta, gain, dim, eps);
 }
 
 void cuda_add_rmsnorm(struct device *device, void *out, void *residual, const void *delta,
@@ -83,10 +82,8 @@ void cuda_add_rmsnorm(struct device *device, void *out, void *residual, const vo
     CUDA_DISPATCH(d->base.act_dtype, T, {
         const int V = 16 / sizeof(T);
         if (dim % V == 0)
-            add_rmsnorm<T, V>(d->stream, (T *)out, (T *)residual, (const T *)delta, gain, n_rows,
-                              dim, eps);
+            add_rmsnorm<T, V>(d, (T *)out, (T *)residual, (const T *)delta, gain, n_rows, dim, eps);
         else
-            add_rmsnorm<T, 1>(d->stream, (T *)out, (T *)residual, (const T *)delta, gain, n_rows,
-                              dim, eps);
+            add_rmsnorm<T, 1>(d, (T *)out, (T *)residual, (const T *)delta, gain, n_rows, dim, eps);
     });
 }

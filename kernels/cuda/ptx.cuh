@@ -168,33 +168,62 @@ static __device__ __forceinline__ void copy_barrier_publish(void)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/* The phase is not over before the copies are that this thread started by copy_async_16(). */
+/* The phase is not over before so many bytes more are there. */
+static __device__ __forceinline__ void copy_barrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier),
+                 "r"(bytes)
+                 : "memory");
+}
+
+/* Nor before the copies are that this thread started by copy_async_16(). */
 static __device__ __forceinline__ void copy_barrier_expect_async(uint32_t barrier)
 {
     asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-/* Arrives, and the phase is not over before so many bytes more are there, either. */
-static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier, uint32_t bytes)
+static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* copy_barrier_expect() and copy_barrier_arrive() in one. */
+static __device__ __forceinline__ void copy_barrier_arrive_expecting(uint32_t barrier,
+                                                                     uint32_t bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
 }
 
-/* Waits for the end of the phase with this parity: 0 for the first, third, ... of the barrier. */
-static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
+/* Whether the phase with this parity is over, 0 for the first, third, ... of the barrier; waits a
+ * while when it is not. */
+static __device__ __forceinline__ bool copy_barrier_is_over(uint32_t barrier, int parity)
 {
     uint32_t is_over;
-    do {
-        asm volatile("{\n"
-                     ".reg .pred over;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, over;\n"
-                     "}\n"
-                     : "=r"(is_over)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!is_over);
+    asm volatile("{\n"
+                 ".reg .pred over;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, over;\n"
+                 "}\n"
+                 : "=r"(is_over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return is_over;
+}
+
+/* Waits for the end of the phase with this parity. */
+static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
+{
+    while (!copy_barrier_is_over(barrier, parity))
+        continue;
+}
+
+/* The same by whole warps, whose lanes leave together: so the compiler keeps addresses in registers
+ * that a warp has once, where products of warp groups take them from. */
+static __device__ __forceinline__ void copy_barrier_wait_together(uint32_t barrier, int parity)
+{
+    while (!__all_sync(0xFFFFFFFFu, copy_barrier_is_over(barrier, parity)))
+        continue;
 }
 
 /* Starts the copy of a box of a matrix, by one thread; its bytes count as arrived on the barrier.
@@ -225,6 +254,17 @@ static __device__ __forceinline__ void copy_box_kept(uint32_t to, const CUtensor
 static __device__ __forceinline__ void copy_box_prepare(const CUtensorMap *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* The same for a matrix whose columns are cut into panels, [panel][row][column], with the panels of
+ * a box one behind the other. The L2 cache keeps it. */
+static __device__ __forceinline__ void copy_panels(uint32_t to, const CUtensorMap *map, int row,
+                                                   int panel, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {0, %2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(row), "r"(panel), "r"(barrier)
+                 : "memory");
 }
 
 /* Between other accesses to shared memory and copy_box() to the same place. */
@@ -365,14 +405,13 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 }
 
 #define TILE_OPERANDS(mode, c, n) mode(c[n][0]), mode(c[n][1]), mode(c[n][2]), mode(c[n][3])
-#define EIGHT_TILES(mode, c, n)                                                                    \
-    TILE_OPERANDS(mode, c, n), TILE_OPERANDS(mode, c, n + 1), TILE_OPERANDS(mode, c, n + 2),       \
-        TILE_OPERANDS(mode, c, n + 3), TILE_OPERANDS(mode, c, n + 4),                              \
-        TILE_OPERANDS(mode, c, n + 5), TILE_OPERANDS(mode, c, n + 6),                              \
-        TILE_OPERANDS(mode, c, n + 7)
+#define TWO_TILES(mode, c, n)     TILE_OPERANDS(mode, c, n), TILE_OPERANDS(mode, c, n + 1)
+#define FOUR_TILES(mode, c, n)    TWO_TILES(mode, c, n), TWO_TILES(mode, c, n + 2)
+#define EIGHT_TILES(mode, c, n)   FOUR_TILES(mode, c, n), FOUR_TILES(mode, c, n + 4)
+#define FIRST_8                   "%0, %1, %2, %3, %4, %5, %6, %7"
+#define FIRST_16                  FIRST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define FIRST_32                                                                                   \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
-    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+    FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NEXT_32                                                                                    \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "   \
     "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
@@ -425,6 +464,35 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 
 DEFINE_GROUP_PRODUCTS(__nv_bfloat16, "bf16")
 DEFINE_GROUP_PRODUCTS(__half, "f16")
+
+/* Upper word of what describes a tile: lines of 128 bytes of a row each, swizzled in patterns of
+ * eight lines (bit 30), which follow one another at 1024 bytes. The lower word is its address / 16.
+ */
+#define TILE_LAYOUT "0x40000040"
+
+/* multiply_tiles_N: c += a b^T for a: 64x16, b: Nx16, both in shared memory, addresses / 16 of
+ * their first lines at the first of the 16 columns. c: the warp's 16x8 tiles. */
+#define DEFINE_TILE_PRODUCT(N, type, name, TILES, NAMES, A, B)                                     \
+    static __device__ __forceinline__ void multiply_tiles_##N(float c[(N) / 8][4], uint32_t a,     \
+                                                              uint32_t b, type)                    \
+    {                                                                                              \
+        asm volatile("{\n"                                                                         \
+                     ".reg .b64 a, b;\n"                                                           \
+                     "mov.b64 a, {" A ", " TILE_LAYOUT "};\n"                                      \
+                     "mov.b64 b, {" B ", " TILE_LAYOUT "};\n"                                      \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name " {" NAMES    \
+                     "}, a, b, 1, 1, 1, 0, 0;\n"                                                   \
+                     "}"                                                                           \
+                     : TILES("+f", c, 0)                                                           \
+                     : "r"(a), "r"(b));                                                            \
+    }
+#define DEFINE_TILE_PRODUCTS(type, name)                                                           \
+    DEFINE_TILE_PRODUCT(16, type, name, TWO_TILES, FIRST_8, "%8", "%9")                            \
+    DEFINE_TILE_PRODUCT(32, type, name, FOUR_TILES, FIRST_16, "%16", "%17")                        \
+    DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")
+
+DEFINE_TILE_PRODUCTS(__nv_bfloat16, "bf16")
+DEFINE_TILE_PRODUCTS(__half, "f16")
 
 #endif
 

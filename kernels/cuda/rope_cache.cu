@@ -146,7 +146,6 @@ static __device__ __forceinline__ void store_cache(const struct rope_params *p,
 template <typename T, int V, int LANES, int TURNS>
 static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const struct rope_params p)
 {
-    next_kernel_start(); /* decode attention has its work to cut up meanwhile */
     int heads = p.n_heads + 2 * p.n_kv_heads, half = p.head_dim / 2, n_jobs = p.n_tokens * heads;
     int group = (blockIdx.x * ROPE_THREADS + threadIdx.x) / LANES, job = min(group, n_jobs - 1);
     int token = job / heads, head = job - token * heads;
@@ -154,6 +153,10 @@ static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const s
                           : head < p.n_heads + p.n_kv_heads ? HEAD_K
                                                             : HEAD_V;
     T *x = (T *)p.qkv + (size_t)job * p.head_dim;
+    previous_kernel_wait();
+    /* Decode attention has its work to find meanwhile; what was there before the kernel ahead of
+     * this one, it reads without a wait. */
+    next_kernel_start();
     head_part<V, LANES, TURNS> h;
     head_load(&h, (const T *)x, half);
     const float *gain = kind == HEAD_Q ? p.q_gain : kind == HEAD_K ? p.k_gain : NULL;
@@ -169,13 +172,12 @@ static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const s
 }
 
 template <typename T, int V, int LANES, int TURNS>
-static void rope_cache(cudaStream_t stream, const struct rope_params *p)
+static void rope_cache(const struct cuda_device *d, const struct rope_params *p)
 {
     size_t n_jobs = (size_t)p->n_tokens * (p->n_heads + 2 * p->n_kv_heads);
     assert(n_jobs <= INT_MAX / CUDA_WARP);
     unsigned grid = (unsigned)CEIL_DIV(n_jobs * LANES, (size_t)ROPE_THREADS);
-    rope_cache_kernel<T, V, LANES, TURNS><<<grid, ROPE_THREADS, 0, stream>>>(*p);
-    CUDA_CHECK_LAUNCH();
+    cuda_launch_early(d, rope_cache_kernel<T, V, LANES, TURNS>, dim3(grid), ROPE_THREADS, 0, *p);
 }
 
 void cuda_rope_cache(struct device *device, const struct rope_cache_args *args)
@@ -206,12 +208,12 @@ void cuda_rope_cache(struct device *device, const struct rope_cache_args *args)
     int half = s->head_dim / 2;
     CUDA_DISPATCH(d->base.act_dtype, T, {
         if (half % 4 != 0)
-            rope_cache<T, 1, 32, 4>(d->stream, &p);
+            rope_cache<T, 1, 32, 4>(d, &p);
         else if (half <= 32)
-            rope_cache<T, 4, 8, 1>(d->stream, &p);
+            rope_cache<T, 4, 8, 1>(d, &p);
         else if (half <= 64)
-            rope_cache<T, 4, 16, 1>(d->stream, &p);
+            rope_cache<T, 4, 16, 1>(d, &p);
         else
-            rope_cache<T, 4, 32, 1>(d->stream, &p);
+            rope_cache<T, 4, 32, 1>(d, &p);
     });
 }

@@ -4,6 +4,7 @@
  * Bytes: 3 dim elements a row.
  */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 #define SILU_THREADS 128
 
@@ -11,6 +12,8 @@
 template <typename T, int V>
 static __global__ void silu_mul_kernel(T *out, const T *gate_up, int dim)
 {
+    next_kernel_start();
+    previous_kernel_wait();
     int i = (blockIdx.y * SILU_THREADS + threadIdx.x) * V;
     if (i >= dim)
         return;
@@ -24,11 +27,10 @@ static __global__ void silu_mul_kernel(T *out, const T *gate_up, int dim)
 }
 
 template <typename T, int V>
-static void silu_mul(cudaStream_t stream, T *out, const T *gate_up, int n_rows, int dim)
+static void silu_mul(const struct cuda_device *d, T *out, const T *gate_up, int n_rows, int dim)
 {
     dim3 grid((unsigned)n_rows, (unsigned)CEIL_DIV(dim / V, SILU_THREADS));
-    silu_mul_kernel<T, V><<<grid, SILU_THREADS, 0, stream>>>(out, gate_up, dim);
-    CUDA_CHECK_LAUNCH();
+    cuda_launch_early(d, silu_mul_kernel<T, V>, grid, SILU_THREADS, 0, out, gate_up, dim);
 }
 
 void cuda_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim)
@@ -39,8 +41,8 @@ void cuda_silu_mul(struct device *device, void *out, const void *gate_up, int n_
     CUDA_DISPATCH(d->base.act_dtype, T, {
         const int V = 16 / sizeof(T);
         if (dim % V == 0)
-            silu_mul<T, V>(d->stream, (T *)out, (const T *)gate_up, n_rows, dim);
+            silu_mul<T, V>(d, (T *)out, (const T *)gate_up, n_rows, dim);
         else
-            silu_mul<T, 1>(d->stream, (T *)out, (const T *)gate_up, n_rows, dim);
+            silu_mul<T, 1>(d, (T *)out, (const T *)gate_up, n_rows, dim);
     });
 }

@@ -45,7 +45,8 @@ struct shape {
 struct bench {
     struct cuda_device device;
     struct limits limits;
-    void *k, *v; /* POOL_ELEMENTS of 16 bits each */
+    void *k, *v;   /* POOL_ELEMENTS of 16 bits each */
+    uint32_t *sum; /* of them, when they are read */
     enum dtype pool_dtype;
     float softcap; /* of the shapes that follow; 0: none */
 };
@@ -89,28 +90,6 @@ static void gpu_fill(void *to, size_t n, size_t first, enum dtype dtype)
 
 /* ---- limits of the card --------------------------------------------------------------------- */
 
-static __global__ void read_all(const uint4 *from, size_t n, uint4 *sink)
-{
-    uint4 sum = {0, 0, 0, 0};
-    size_t stride = (size_t)gridDim.x * blockDim.x;
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    for (; i + 7 * stride < n; i += 8 * stride) {
-        uint4 x[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            x[j] = __ldcs(from + i + j * stride);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            sum = {sum.x ^ x[j].x, sum.y ^ x[j].y, sum.z ^ x[j].z, sum.w ^ x[j].w};
-    }
-    for (; i < n; i += stride) {
-        uint4 x = __ldcs(from + i);
-        sum = {sum.x ^ x.x, sum.y ^ x.y, sum.z ^ x.z, sum.w ^ x.w};
-    }
-    if ((sum.x ^ sum.y ^ sum.z ^ sum.w) == 0x12345678)
-        *sink = sum;
-}
-
 static int compare_doubles(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -143,10 +122,8 @@ static double median_s(cudaStream_t stream, void (*work)(void *), void *context)
 static void read_pool(void *context)
 {
     struct bench *b = (struct bench *)context;
-    size_t n = POOL_ELEMENTS * 2 / sizeof(uint4);
-    int grid = b->device.n_sms * 8;
-    read_all<<<grid, 256, 0, b->device.stream>>>((const uint4 *)b->k, n, (uint4 *)b->v);
-    read_all<<<grid, 256, 0, b->device.stream>>>((const uint4 *)b->v, n, (uint4 *)b->k);
+    cuda_sum_words(&b->device.base, b->sum, b->k, 2 * POOL_ELEMENTS);
+    cuda_sum_words(&b->device.base, b->sum, b->v, 2 * POOL_ELEMENTS);
 }
 
 struct gemm {
@@ -557,6 +534,7 @@ int main(int argc, char **argv)
     attention_device_open(&bench.device, DTYPE_BF16);
     bench.k = gpu_alloc(POOL_ELEMENTS * 2);
     bench.v = gpu_alloc(POOL_ELEMENTS * 2);
+    bench.sum = (uint32_t *)gpu_alloc(sizeof(*bench.sum));
     gpu_fill(bench.k, POOL_ELEMENTS, 0, DTYPE_BF16);
     gpu_fill(bench.v, POOL_ELEMENTS, FIRST_V, DTYPE_BF16);
     bench.limits.read_gbps =
@@ -574,6 +552,7 @@ int main(int argc, char **argv)
         bench_softcap(&bench);
     if (only == NULL || strcmp(only, "kinds") == 0)
         bench_kinds(&bench);
+    gpu_free(bench.sum);
     gpu_free(bench.k);
     gpu_free(bench.v);
     attention_device_close(&bench.device);

@@ -36,6 +36,7 @@ static inline void attention_device_open(struct cuda_device *d, enum dtype act_d
     d->base.info.compute_major = properties.major;
     d->base.info.compute_minor = properties.minor;
     cuda_device_read_limits(d);
+    d->overlaps = cuda_kernels_can_wait();
     CUDA_CHECK(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
 }
 

@@ -68,6 +68,13 @@ static void call_linear(const struct bench *b, int repeat)
     b->device->ops->linear(b->device, &args);
 }
 
+/* As in a step, where the kernel before a product leaves it time to start. */
+static void call_norm_linear(const struct bench *b, int repeat)
+{
+    b->device->ops->add_rmsnorm(b->device, b->x, b->z, NULL, b->f32, b->n_rows, b->n_in, 1e-6f);
+    call_linear(b, repeat);
+}
+
 static void call_norm(const struct bench *b, int repeat)
 {
     (void)repeat;
@@ -145,6 +152,8 @@ static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dt
         double m = rows[i],
                bytes = 2.0 * (double)n + 2 * m * n_in + (double)dtype_bytes(out_dtype) * m * n_out;
         print_line(name, rows[i], seconds_of(b, call_linear), bytes, 2.0 * m * (double)n);
+        snprintf(name, sizeof(name), "norm, linear %dx%d", n_out, n_in);
+        print_line(name, rows[i], seconds_of(b, call_norm_linear), bytes, 0);
     }
     for (int c = 0; c < b->n_copies; c++)
         device->ops->weight_free(device, &b->weight[c]);

@@ -194,6 +194,7 @@ static void a_row_of_linear_does_not_depend_on_the_number_of_rows(void **state)
     for (enum dtype act = 0; act < DTYPE_N; act++) {
         device = open_gpu(act);
         check_rows(device, 1024, 2048, act, 300, true);
+        check_rows(device, 1000, 320, act, 300, true);
         check_rows(device, 172, 64, act, 300, true);
         check_rows(device, 64, 172, act, 300, true);
         check_rows(device, 512, 64, DTYPE_F32, 300, true);

@@ -1,0 +1,213 @@
+/* linear_decode_test.cu - the products of linear_decode.cu against their definition, bit for bit.
+ *
+ *   linear_decode_test [--small]
+ *
+ * The definition: one chain of 16-column products of the tensor cores per element of y, in a kernel
+ * that does no more than that. It is compared with double precision, linear_decode() with it: for
+ * every size of a tile and for numbers of rows around those of a tile, into memory full of NaN with
+ * a row more than there are, which stays as it is. Launches of several sizes follow one another
+ * without a wait. Prints a line per case; the exit code is 1 when any case fails. --small, for
+ * compute-sanitizer: fewer numbers of rows.
+ */
+#include "kernels/cuda/linear_decode.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+#include "tests/gpu/attention_device.cuh"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define MAX_ERROR 1e-5 /* of a sum in f32 against the sum of its magnitudes */
+
+static const int tile_rows[] = LINEAR_DECODE_TILES;
+static const int all_rows[] = {1, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 127, 128, 130, 256};
+static const int few_rows[] = {1, 9, 65};
+
+/* Odd numbers of panels, a single one, and rows that do not fill a tile. */
+static const struct {
+    int n_out, n_in;
+} shapes[] = {{8, 64}, {104, 192}, {1000, 320}, {520, 1024}, {1024, 3072}, {6144, 128}};
+
+struct arrays {
+    char *x, *w, *y;
+    float *chain, *error;
+    int *n_wrong;
+};
+
+template <typename T> static __global__ void fill_kernel(T *x, size_t n, uint32_t seed)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    uint32_t h = ((uint32_t)i + seed) * 0x9E3779B1u;
+    h = (h ^ h >> 15) * 0x2C1B3C6Du;
+    h = (h ^ h >> 12) * 0x297A2D39u;
+    if (i < n)
+        x[i] = from_float<T>((float)(int32_t)(h ^ h >> 15) * 0x1p-31f);
+}
+
+/* Two neighbours of a row, zeros where there is no such row. */
+template <typename T>
+static __device__ uint32_t load_two(const T *rows, int row, int n_rows, int column, int n_columns)
+{
+    return row < n_rows ? *(const uint32_t *)(rows + (size_t)row * n_columns + column) : 0;
+}
+
+/* A warp takes 16 rows of x and 8 of w. grid: (n_out / 8, n_rows / 16), rounded up */
+template <typename T>
+static __global__ void chain_kernel(float *y, const T *x, const T *w, int n_rows, int n_out,
+                                    int n_in)
+{
+#if PTX_AMPERE
+    int row = blockIdx.y * 16 + threadIdx.x / 4, pair = threadIdx.x % 4 * 2;
+    int w_row = blockIdx.x * 8 + threadIdx.x / 4, column = blockIdx.x * 8 + pair;
+    float c[4] = {};
+    for (int k = pair; k < n_in; k += 16) {
+        const uint32_t a[] = {
+            load_two(x, row, n_rows, k, n_in), load_two(x, row + 8, n_rows, k, n_in),
+            load_two(x, row, n_rows, k + 8, n_in), load_two(x, row + 8, n_rows, k + 8, n_in)};
+        multiply_16x8x16(c, a, load_two(w, w_row, n_out, k, n_in),
+                         load_two(w, w_row, n_out, k + 8, n_in), T());
+    }
+    for (int i = 0; i < 4; i++) {
+        if (row + i / 2 * 8 < n_rows)
+            y[(size_t)(row + i / 2 * 8) * n_out + column + i % 2] = c[i];
+    }
+#endif
+}
+
+/* The error of an element against the sum of its magnitudes, in double precision. */
+template <typename T>
+static __global__ void error_kernel(float *error, const float *y, const T *x, const T *w, int n_out,
+                                    int n_in, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n)
+        return;
+    double sum = 0, magnitude = 0;
+    for (int k = 0; k < n_in; k++) {
+        double product =
+            (double)to_float(x[i / n_out * n_in + k]) * to_float(w[i % n_out * n_in + k]);
+        sum += product;
+        magnitude += fabs(product);
+    }
+    error[i] = (float)(fabs(sum - y[i]) / magnitude);
+}
+
+/* Out: y as it should be, chain rounded, then a row of all ones. */
+template <typename Out>
+static __global__ void compare_kernel(int *n_wrong, const Out *y, const float *chain, size_t n,
+                                      int n_out)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    Out expected = from_float<Out>(i < n ? chain[i] : 0);
+    const unsigned char *got = (const unsigned char *)(y + i);
+    for (size_t b = 0; i < n + n_out && b < sizeof(Out); b++) {
+        if (got[b] != (i < n ? ((const unsigned char *)&expected)[b] : 0xFF))
+            atomicAdd(n_wrong, 1);
+    }
+}
+
+static unsigned blocks_of(size_t n)
+{
+    return (unsigned)CEIL_DIV(n, (size_t)256);
+}
+
+template <typename T, typename Out>
+static void check_tiles(const struct cuda_device *d, const struct arrays *a, int n_rows, int n_out,
+                        int n_in)
+{
+    size_t n = (size_t)n_rows * (size_t)n_out, bytes = (n + (size_t)n_out) * sizeof(Out);
+    for (size_t i = 0; i < ARRAY_LEN(tile_rows); i++) {
+        const struct linear_decode_args args = {
+            .y = a->y,
+            .x = a->x,
+            .w = a->w,
+            .n_rows = n_rows,
+            .n_out = n_out,
+            .n_in = n_in,
+            .tile_rows = tile_rows[i],
+            .out_dtype = sizeof(Out) == sizeof(float) ? DTYPE_F32 : d->base.act_dtype,
+        };
+        CUDA_CHECK(cudaMemsetAsync(a->y, 0xFF, bytes, d->stream));
+        linear_decode(d, &args);
+        linear_decode(d, &args);
+        compare_kernel<<<blocks_of(n + (size_t)n_out), 256, 0, d->stream>>>(
+            a->n_wrong, (const Out *)a->y, a->chain, n, n_out);
+        CUDA_CHECK_LAUNCH();
+    }
+}
+
+/* The largest error of the chain itself. */
+template <typename T>
+static float make_chain(const struct cuda_device *d, const struct arrays *a, int n_rows, int n_out,
+                        int n_in)
+{
+    dim3 grid((unsigned)(n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
+    size_t n = (size_t)n_rows * (size_t)n_out;
+    chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain, (const T *)a->x, (const T *)a->w,
+                                                    n_rows, n_out, n_in);
+    error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, a->chain, (const T *)a->x,
+                                                      (const T *)a->w, n_out, n_in, n);
+    CUDA_CHECK_LAUNCH();
+    float *error = (float *)malloc(n * sizeof(float)), largest = 0;
+    CUDA_CHECK(cudaStreamSynchronize(d->stream));
+    CUDA_CHECK(cudaMemcpy(error, a->error, n * sizeof(float), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        largest = fmaxf(largest, error[i]);
+    free(error);
+    return largest;
+}
+
+template <typename T>
+static bool check_shape(const struct cuda_device *d, int n_out, int n_in, const int *rows, int n)
+{
+    size_t max_rows = LINEAR_DECODE_MAX_ROWS, n_x = max_rows * (size_t)n_in;
+    size_t n_w = (size_t)n_out * (size_t)n_in, n_y = (max_rows + 1) * (size_t)n_out;
+    struct arrays a = {
+        (char *)gpu_alloc(n_x * sizeof(T)),      (char *)gpu_alloc(n_w * sizeof(T)),
+        (char *)gpu_alloc(n_y * sizeof(float)),  (float *)gpu_alloc(n_y * sizeof(float)),
+        (float *)gpu_alloc(n_y * sizeof(float)), (int *)gpu_alloc(sizeof(int))};
+    CUDA_CHECK(cudaMemset(a.n_wrong, 0, sizeof(int)));
+    fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, 1);
+    fill_kernel<<<blocks_of(n_w), 256, 0, d->stream>>>((T *)a.w, n_w, 12345);
+    float error = 0;
+    int n_wrong;
+    for (int i = 0; i < n; i++) {
+        error = fmaxf(error, make_chain<T>(d, &a, rows[i], n_out, n_in));
+        check_tiles<T, T>(d, &a, rows[i], n_out, n_in);
+        check_tiles<T, float>(d, &a, rows[i], n_out, n_in);
+    }
+    CUDA_CHECK(cudaStreamSynchronize(d->stream));
+    CUDA_CHECK(cudaMemcpy(&n_wrong, a.n_wrong, sizeof(int), cudaMemcpyDeviceToHost));
+    bool good = n_wrong == 0 && error < MAX_ERROR;
+    printf("%-4s %s %dx%d: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
+           dtype_name(d->base.act_dtype), n_out, n_in, n_wrong, error);
+    fflush(stdout);
+    void *const memory[] = {a.x, a.w, a.y, a.chain, a.error, a.n_wrong};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        gpu_free(memory[i]);
+    return good;
+}
+
+int main(int argc, char **argv)
+{
+    bool small = argc > 1 && strcmp(argv[1], "--small") == 0;
+    const int *rows = small ? few_rows : all_rows;
+    int n = small ? ARRAY_LEN(few_rows) : ARRAY_LEN(all_rows), n_failed = 0;
+    struct cuda_device d;
+    attention_device_open(&d, DTYPE_BF16);
+    d.overlaps = cuda_kernels_can_wait();
+    if (!linear_decode_can(&d, 8, 64, 1)) {
+        printf("skipped: the GPU is not of compute capability 9.0\n");
+        return 0;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+        d.base.act_dtype = DTYPE_BF16;
+        n_failed += !check_shape<__nv_bfloat16>(&d, shapes[i].n_out, shapes[i].n_in, rows, n);
+        d.base.act_dtype = DTYPE_F16;
+        n_failed += !check_shape<__half>(&d, shapes[i].n_out, shapes[i].n_in, rows, n);
+    }
+    attention_device_close(&d);
+    printf("%d shapes failed\n", n_failed);
+    return n_failed > 0;
+}
