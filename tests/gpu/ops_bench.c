@@ -143,6 +143,7 @@ static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dt
     printf("%dx%d: algorithms chosen in %.1f ms\n", n_out, n_in,
            (time_monotonic_s() - start) * 1e3);
     b->out_dtype = out_dtype;
+    b->n_in = n_in;
     for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
         b->n_rows = rows[i];
         if (out_dtype == DTYPE_F32 && rows[i] > 256)
