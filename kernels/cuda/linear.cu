@@ -20,7 +20,6 @@
 
 #include <limits.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,8 +62,6 @@ struct shape {
 struct cuda_linear {
     cublasLtHandle_t handle;
     void *workspace;
-    pthread_t first_questions;
-    bool are_asked; /* by that thread, which has not been joined */
     struct plan *plan;
     size_t n_plans, plan_capacity;
     struct shape *shape;
@@ -319,43 +316,17 @@ static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
                                                 &transposed, sizeof(transposed)));
 }
 
-/* The library takes 30 to 70 ms (H200) to answer its first question about products of a type. So
- * they are asked in the background while weights are loaded. */
-static void *ask_first(void *device)
-{
-    struct cuda_device *d = (struct cuda_device *)device;
-    const enum dtype out_dtype[] = {DTYPE_F32, d->base.act_dtype};
-    struct algorithm candidate[MAX_CANDIDATES];
-    CUDA_CHECK(cudaSetDevice(d->index));
-    for (size_t i = 0; i < ARRAY_LEN(out_dtype); i++) {
-        struct plan p;
-        plan_init(&p, 4096, 1024, out_dtype[i]);
-        (void)find_candidates(candidate, d, &p, LARGEST);
-        CUBLAS_CHECK(cublasLtMatmulDescDestroy(p.product));
-    }
-    return NULL;
-}
-
-static void wait_for_first(struct cuda_linear *l)
-{
-    if (l->are_asked)
-        (void)pthread_join(l->first_questions, NULL);
-    l->are_asked = false;
-}
-
 void cuda_linear_open(struct cuda_device *d)
 {
     struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
     CUBLAS_CHECK(cublasLtCreate(&l->handle));
     CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
     d->linear = l;
-    l->are_asked = pthread_create(&l->first_questions, NULL, ask_first, d) == 0;
 }
 
 void cuda_linear_close(struct cuda_device *d)
 {
     struct cuda_linear *l = d->linear;
-    wait_for_first(l);
     for (size_t i = 0; i < l->n_plans; i++)
         CUBLAS_CHECK(cublasLtMatmulDescDestroy(l->plan[i].product));
     CUBLAS_CHECK(cublasLtDestroy(l->handle));
@@ -551,7 +522,6 @@ static int choose_algorithms(struct plan *p, struct cuda_device *d, const void *
     struct algorithm candidate[MAX_CANDIDATES];
     struct check c;
     int standard = 0;
-    wait_for_first(d->linear);
     p->n_ranges = n_ranges;
     int n = find_candidates(candidate, d, p, tuned_rows(n_ranges - 1));
     int rc = check_open(&c, d, p, w);
