@@ -449,17 +449,25 @@ static __device__ __forceinline__ void pack_numerators(uint32_t a[4], const floa
 
 /* ---- cooperation of a block of threads ------------------------------------------------------ */
 
+/* Sum of `value` over the lanes of a warp up to and including this one. */
+static __device__ __forceinline__ int warp_prefix_sum(int value)
+{
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        int other = __shfl_up_sync(~0u, value, step);
+        value += lane >= step ? other : 0;
+    }
+    return value;
+}
+
 /* Sum of `value` over the threads up to and including this one; *total: over all. board: shared,
  * [N_WARPS]; free again after the next barrier. */
 template <int N_WARPS>
 static __device__ __forceinline__ int block_prefix_sum(int value, int *total, int *board)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        int other = __shfl_up_sync(~0u, value, step);
-        value += lane >= step ? other : 0;
-    }
+    value = warp_prefix_sum(value);
     if (lane == 31)
         board[warp] = value;
     __syncthreads();

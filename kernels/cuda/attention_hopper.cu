@@ -325,14 +325,10 @@ static __global__ void __launch_bounds__(GROUP_THREADS *(1 + N_GROUPS), 1)
 }
 
 template <typename T, int D, int N_GROUPS, bool CAPPED>
-static bool hopper_launch(const struct cuda_device *d, const struct attention_params *p)
+static void hopper_launch(const struct cuda_device *d, const struct attention_params *p)
 {
     auto kernel = hopper_kernel<T, D, N_GROUPS, CAPPED>;
     size_t shared = sizeof(struct hopper_shared<D, N_GROUPS>);
-    cudaFuncAttributes loaded;
-    CUDA_CHECK(cudaFuncGetAttributes(&loaded, kernel));
-    if (loaded.ptxVersion != 90)
-        return false; /* compiled for older devices alone */
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     struct hopper_maps maps;
@@ -342,7 +338,6 @@ static bool hopper_launch(const struct cuda_device *d, const struct attention_pa
     int grid = MIN(max_jobs(p, N_GROUPS * GROUP_ROWS), d->n_sms);
     kernel<<<grid, GROUP_THREADS *(1 + N_GROUPS), shared, d->stream>>>(*p, maps);
     CUDA_CHECK_LAUNCH();
-    return true;
 }
 
 /* As many groups as the registers of a multiprocessor hold the rows of. */
@@ -350,8 +345,8 @@ template <typename T, bool CAPPED>
 static bool hopper_launch_size(const struct cuda_device *d, const struct attention_params *p)
 {
     switch (p->head_dim) {
-    case 64: return hopper_launch<T, 64, 3, CAPPED>(d, p);
-    case 128: return hopper_launch<T, 128, 2, CAPPED>(d, p);
+    case 64: hopper_launch<T, 64, 3, CAPPED>(d, p); return true;
+    case 128: hopper_launch<T, 128, 2, CAPPED>(d, p); return true;
     default: return false;
     }
 }
@@ -363,7 +358,7 @@ static bool hopper_launch_size(const struct cuda_device *d, const struct attenti
 /* A box of keys must lie within one block of the cache. */
 bool attention_hopper(const struct cuda_device *d, const struct attention_params *p)
 {
-    if (d->base.info.compute_major != 9 || p->block_size % GROUP_KEYS != 0 ||
+    if (!cuda_has_warp_groups(d) || p->block_size % GROUP_KEYS != 0 ||
         p->act_dtype != p->kv_dtype || p->max_blocks * p->block_size <= HOPPER_MIN_KEYS)
         return false;
     bool capped = p->slope > 0;

@@ -128,12 +128,7 @@ static __device__ __forceinline__ bool job_cursor_find(struct job_cursor *c,
         int s = c->first_seq + lane;
         int q_len = s < p->n_seqs ? p->q_start[s + 1] - p->q_start[s] : 0;
         int end = q_len > 1 ? CEIL_DIV(q_len * p->heads_per_kv, job_rows) : 0;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int other = __shfl_up_sync(~0u, end, step);
-            end += lane >= step ? other : 0;
-        }
-        end += c->first_number;
+        end = warp_prefix_sum(end) + c->first_number;
         unsigned after = __ballot_sync(~0u, number < end);
         if (after != 0) {
             int first = __ffs((int)after) - 1;

@@ -109,6 +109,12 @@ static void cuda_launch_early(const struct cuda_device *d, void (*kernel)(Params
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
 }
 
+/* Whether the library's code for the GPU has products of warp groups, which are 9.0's alone. */
+static inline bool cuda_has_warp_groups(const struct cuda_device *d)
+{
+    return d->overlaps && d->base.info.compute_major == 9;
+}
+
 /* ---- elements ------------------------------------------------------------------------------- */
 
 static __host__ __device__ __forceinline__ float to_float(float x)

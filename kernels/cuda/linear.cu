@@ -68,6 +68,26 @@ struct cuda_linear {
     size_t n_shapes, shape_capacity;
 };
 
+void cuda_linear_open(struct cuda_device *d)
+{
+    struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
+    CUBLAS_CHECK(cublasLtCreate(&l->handle));
+    CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
+    d->linear = l;
+}
+
+void cuda_linear_close(struct cuda_device *d)
+{
+    struct cuda_linear *l = d->linear;
+    for (size_t i = 0; i < l->n_plans; i++)
+        CUBLAS_CHECK(cublasLtMatmulDescDestroy(l->plan[i].product));
+    CUBLAS_CHECK(cublasLtDestroy(l->handle));
+    CUDA_CHECK(cudaFree(l->workspace));
+    free(l->plan);
+    free(l->shape);
+    free(l);
+}
+
 /* ---- one product ---- */
 
 static cudaDataType_t cuda_type(enum dtype dtype)
@@ -167,8 +187,9 @@ static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cu
 
 /* ---- the self-check ---- */
 
-/* Algorithms of a range that are compared with each other. */
 static const int decode_tiles[] = LINEAR_DECODE_TILES;
+
+/* Algorithms of a range that are compared with each other. */
 #define MAX_CHOICES (N_RANGES + MAX_CANDIDATES + (int)ARRAY_LEN(decode_tiles))
 
 /* Products of all algorithms of a range are enqueued before the host waits for what they gave. */
@@ -314,26 +335,6 @@ static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA,
                                                 &transposed, sizeof(transposed)));
-}
-
-void cuda_linear_open(struct cuda_device *d)
-{
-    struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
-    CUBLAS_CHECK(cublasLtCreate(&l->handle));
-    CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
-    d->linear = l;
-}
-
-void cuda_linear_close(struct cuda_device *d)
-{
-    struct cuda_linear *l = d->linear;
-    for (size_t i = 0; i < l->n_plans; i++)
-        CUBLAS_CHECK(cublasLtMatmulDescDestroy(l->plan[i].product));
-    CUBLAS_CHECK(cublasLtDestroy(l->handle));
-    CUDA_CHECK(cudaFree(l->workspace));
-    free(l->plan);
-    free(l->shape);
-    free(l);
 }
 
 static bool same_algorithm(const struct algorithm *a, const struct algorithm *b)

@@ -26,7 +26,7 @@
 #define N_CONSUMERS    128
 #define BLOCK_THREADS  (N_CONSUMERS + CUDA_WARP)
 
-struct decode_params {
+struct product_params {
     void *y; /* [n_rows, n_out], f32 or the type of x and W */
     int n_rows, n_out;
     int n_chunks;  /* stages that a tile takes                         */
@@ -37,7 +37,7 @@ struct decode_params {
     bool to_f32;
 };
 
-struct decode_maps {
+struct product_maps {
     CUtensorMap x, w;
 };
 
@@ -61,7 +61,7 @@ struct walk {
 
 template <int W_ROWS>
 static __device__ __forceinline__ void walk_enter_tile(struct walk *at,
-                                                       const struct decode_params *p)
+                                                       const struct product_params *p)
 {
     int w_tile = at->tile / p->n_x_tiles;
     at->chunk = 0;
@@ -70,7 +70,7 @@ static __device__ __forceinline__ void walk_enter_tile(struct walk *at,
 }
 
 template <int W_ROWS>
-static __device__ __forceinline__ void walk_next(struct walk *at, const struct decode_params *p,
+static __device__ __forceinline__ void walk_next(struct walk *at, const struct product_params *p,
                                                  const struct stages *s)
 {
     at->stage += s->bytes;
@@ -88,7 +88,7 @@ static __device__ __forceinline__ void walk_next(struct walk *at, const struct d
 /* ---- copies ---- */
 
 template <int PANELS>
-static __device__ __forceinline__ void copy_w(const struct walk *at, const struct decode_params *p,
+static __device__ __forceinline__ void copy_w(const struct walk *at, const struct product_params *p,
                                               const struct stages *s, const CUtensorMap *map)
 {
     uint32_t arrived = s->arrived + at->slot * 8;
@@ -107,9 +107,9 @@ static __device__ __forceinline__ void copy_x(const struct walk *at, const struc
 
 /* By one thread: all copies of a block. Those of W for the whole ring come before the wait. */
 template <int W_ROWS, int PANELS>
-static __device__ __forceinline__ void copy_tiles(struct walk at, const struct decode_params *p,
+static __device__ __forceinline__ void copy_tiles(struct walk at, const struct product_params *p,
                                                   const struct stages *s,
-                                                  const struct decode_maps *maps)
+                                                  const struct product_maps *maps)
 {
     struct walk ahead = at;
     int n_ahead = 0;
@@ -153,7 +153,7 @@ static __device__ __forceinline__ void multiply_stage(float c[W_ROWS / 8][4], ui
 /* Layout of c: see ptx.cuh. */
 template <typename T, int W_ROWS>
 static __device__ __forceinline__ void
-store_tile(const float c[W_ROWS / 8][4], const struct decode_params *p, const struct walk *at)
+store_tile(const float c[W_ROWS / 8][4], const struct product_params *p, const struct walk *at)
 {
     int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
     int n_rows = min(p->x_rows, p->n_rows - at->x_row), column = at->w_row + lane % 4 * 2;
@@ -177,8 +177,8 @@ store_tile(const float c[W_ROWS / 8][4], const struct decode_params *p, const st
 /* By four warps. A stage is released when the products of the next one have been started, so that
  * the tensor cores do not run dry. */
 template <typename T, int W_ROWS, int PANELS>
-static __device__ __forceinline__ void multiply_tiles(struct walk at, const struct decode_params *p,
-                                                      const struct stages *s)
+static __device__ __forceinline__ void
+multiply_tiles(struct walk at, const struct product_params *p, const struct stages *s)
 {
     bool releases = threadIdx.x % CUDA_WARP == 0;
     while (at.tile < p->n_tiles) {
@@ -209,8 +209,8 @@ static __device__ __forceinline__ void multiply_tiles(struct walk at, const stru
 
 template <typename T, int W_ROWS, int PANELS>
 static __global__ void __launch_bounds__(BLOCK_THREADS, 1)
-    linear_decode_kernel(const __grid_constant__ struct decode_params p,
-                         const __grid_constant__ struct decode_maps maps)
+    linear_decode_kernel(const __grid_constant__ struct product_params p,
+                         const __grid_constant__ struct product_maps maps)
 {
 #if PTX_WARP_GROUPS
     extern __shared__ uint4 memory[];
@@ -269,7 +269,7 @@ static int tile_x_rows(int n_rows)
 template <typename T, int W_ROWS, int PANELS>
 static void launch(const struct cuda_device *d, const struct linear_decode_args *args)
 {
-    struct decode_params p = {};
+    struct product_params p = {};
     p.y = args->y;
     p.n_rows = args->n_rows;
     p.n_out = args->n_out;
@@ -284,7 +284,7 @@ static void launch(const struct cuda_device *d, const struct linear_decode_args 
     int room = (int)d->shared_per_block - fixed - 2 * MAX_STAGES * (int)sizeof(uint64_t);
     int n_useful = CEIL_DIV(p.n_tiles, n_blocks) * p.n_chunks;
     p.n_stages = MIN(MIN(room / stage, MAX_STAGES), n_useful);
-    struct decode_maps maps;
+    struct product_maps maps;
     map_panels(&maps.x, args->x, args->n_rows, args->n_in, p.x_rows, PANELS);
     map_panels(&maps.w, args->w, args->n_out, args->n_in, W_ROWS, PANELS);
     cuda_launch_early(d, linear_decode_kernel<T, W_ROWS, PANELS>, dim3((unsigned)n_blocks),
@@ -314,7 +314,7 @@ static void launch_tiles(const struct cuda_device *d, const struct linear_decode
 
 bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_rows)
 {
-    return d->overlaps && d->base.info.compute_major == 9 && d->base.act_dtype != DTYPE_F32 &&
+    return cuda_has_warp_groups(d) && d->base.act_dtype != DTYPE_F32 &&
            n_rows <= LINEAR_DECODE_MAX_ROWS && n_out % 8 == 0 && n_in % PANEL_COLUMNS == 0;
 }
 
