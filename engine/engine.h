@@ -33,6 +33,8 @@ struct model_options {
     uint64_t init_seed;
     enum device_kind device;
     struct device_options device_options; /* threads and instruction set of a CPU               */
+    const char *weight_cache; /* folder for packed weights of a CPU, which later starts map; NULL:
+                                 none                                                           */
 };
 
 struct model_info {

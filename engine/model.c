@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/weight_cache.h"
 #include "engine/weights.h"
 
 /* Changes when the same files or seed give other weights than before. */
@@ -281,6 +282,7 @@ static int load(struct model *m, const struct model_files *files,
     if (check_memory(m, options->path) != 0)
         return -1;
     m->info.weight_bytes = rope_bytes(&m->arch);
+    m->cache = weight_cache_open(options->weight_cache, m->device, m->info.fingerprint);
     const struct weight_source source = {files->checkpoint, options->init_seed};
     if (weights_load(m, &source) != 0 || load_rope(m) != 0)
         return -1;
@@ -314,6 +316,7 @@ void model_close(struct model *m)
         return;
     if (m->device) {
         weights_free(m);
+        weight_cache_close(m->cache);
         m->device->ops->free(m->device, m->rope);
         m->device->ops->close(m->device);
     }

@@ -24,6 +24,7 @@ struct model {
     struct model_info info;
     struct device *device;
     struct tokenizer *tokenizer; /* NULL: token ids only */
+    struct weight_cache *cache;  /* of the matrices; NULL: none */
     struct model_layer *layer;   /* [n_layers]           */
     struct weight embed;         /* [vocab, hidden]      */
     struct weight lm_head;       /* [vocab, hidden]; empty when tied */

@@ -1,6 +1,8 @@
 /* weights.c - see weights.h. */
 #include "engine/weights.h"
 
+#include "engine/weight_cache.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -251,6 +253,10 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
     *w = (struct weight){.dtype = m->info.dtype,
                          .quantization = m->info.quantization,
                          .n_in = (int)dim_size(&m->arch, b->columns)};
+    if (weight_cache_get(m->cache, w)) {
+        m->info.weight_bytes += w->bytes;
+        return 0;
+    }
     int rc = 0;
     if (!loader->source->checkpoint)
         rc = reserve_drawn(loader, b->part[0].name,
@@ -268,6 +274,8 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
         rc = m->device->ops->weight_load(m->device, w, parts, n_parts(b));
     for (int i = 0; i < MAX_PARTS; i++)
         free_rows(&rows[i], loader);
+    if (rc == 0)
+        weight_cache_add(m->cache, w);
     m->info.weight_bytes += w->bytes;
     return rc;
 }
@@ -339,6 +347,8 @@ int weights_load(struct model *m, const struct weight_source *source)
     for (int i = 0; rc == 0 && i < m->arch.n_layers; i++)
         rc = load_bindings(&loader, layer_bindings, ARRAY_LEN(layer_bindings), &m->layer[i], i);
     free_drawn(&loader);
+    if (rc == 0)
+        weight_cache_complete(m->cache);
     return rc;
 }
 
@@ -350,15 +360,15 @@ enum dtype weights_checkpoint_dtype(const struct safetensors *checkpoint)
 
 /* ---- freeing and counting ---- */
 
-static void free_bindings(struct device *device, const struct binding *bindings, size_t n,
-                          void *fields)
+static void free_bindings(struct model *m, const struct binding *bindings, size_t n, void *fields)
 {
+    struct device *device = m->device;
     for (size_t i = 0; i < n; i++) {
         void *field = (char *)fields + bindings[i].field;
-        if (bindings[i].kind == MATRIX)
-            device->ops->weight_free(device, field);
-        else
+        if (bindings[i].kind != MATRIX)
             device->ops->free(device, *(float **)field);
+        else if (!weight_cache_owns(m->cache, field))
+            device->ops->weight_free(device, field);
     }
 }
 
@@ -366,9 +376,9 @@ void weights_free(struct model *m)
 {
     if (!m->layer)
         return;
-    free_bindings(m->device, model_bindings, ARRAY_LEN(model_bindings), m);
+    free_bindings(m, model_bindings, ARRAY_LEN(model_bindings), m);
     for (int i = 0; i < m->arch.n_layers; i++)
-        free_bindings(m->device, layer_bindings, ARRAY_LEN(layer_bindings), &m->layer[i]);
+        free_bindings(m, layer_bindings, ARRAY_LEN(layer_bindings), &m->layer[i]);
     free(m->layer);
     m->layer = NULL;
 }

@@ -6,6 +6,7 @@
 #include "runner/bench.h"
 #include "runner/cli.h"
 #include "runner/commands.h"
+#include "runner/config.h"
 #include "runner/host.h"
 #include "runner/store.h"
 #include "runner/table.h"
@@ -205,7 +206,8 @@ static int open_store(struct output *out)
     const struct options *o = out->bench->options;
     struct host_facts host;
     struct device_info cpu, gpu = {0};
-    struct device_options options = {.n_threads = (int)o->threads, .isa = getenv("QUIRE_CPU_ISA")};
+    struct device_options options = {.n_threads = (int)o->threads,
+                                     .isa = config_get_environment("QUIRE_CPU_ISA")};
     host_get_facts(&host);
     if (device_describe(&cpu, DEVICE_CPU, &options) != 0 ||
         (out->bench->device == DEVICE_CUDA &&
@@ -236,9 +238,10 @@ static int print_rows(const struct bench *b)
 static struct device *open_device(const struct bench *b, enum dtype act_dtype)
 {
     const struct backend *backend = backend_find(b->device);
-    return backend ? backend->open(&(struct device_options){.act_dtype = act_dtype,
-                                                            .n_threads = (int)b->options->threads,
-                                                            .isa = getenv("QUIRE_CPU_ISA")})
+    return backend ? backend->open(
+                         &(struct device_options){.act_dtype = act_dtype,
+                                                  .n_threads = (int)b->options->threads,
+                                                  .isa = config_get_environment("QUIRE_CPU_ISA")})
                    : NULL;
 }
 
@@ -297,7 +300,8 @@ static int run_engine(struct bench *b)
         .model = {.path = path,
                   .random_init = ends_with(path, ".json"),
                   .device = b->device,
-                  .device_options = {.n_threads = (int)o->threads, .isa = getenv("QUIRE_CPU_ISA")}},
+                  .device_options = {.n_threads = (int)o->threads,
+                                     .isa = config_get_environment("QUIRE_CPU_ISA")}},
         .dtypes = o->sweep.dtype,
         .quantizations = o->quantization,
         .batches = o->sweep.batch,

@@ -210,5 +210,7 @@ struct config_variable {
 };
 size_t config_n_variables(void);
 const struct config_variable *config_get_variable(size_t i);
+/* The value of one of them; NULL when it is not set, or empty. */
+const char *config_get_environment(const char *name);
 
 #endif

@@ -303,6 +303,9 @@ static const struct variable variables[] = {
     {{"QUIRE_CPU_ISA",
       "plain, avx2, avx512, avx512vnni, avx512bf16 or amx: the CPU's instruction set to use"},
      {"plain", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx", NULL}},
+    {{"QUIRE_WEIGHT_CACHE",
+      "folder where a CPU keeps the weights as it packs them, so that later starts map them"},
+     {NULL}},
     {{"QUIRE_ARRAY_COUNT",
       "of how many workers the task ids of a Slurm array are, when only some are submitted"},
      {NULL}},
@@ -317,6 +320,12 @@ const struct config_variable *config_get_variable(size_t i)
 {
     assert(i < ARRAY_LEN(variables));
     return &variables[i].public;
+}
+
+const char *config_get_environment(const char *name)
+{
+    const char *value = getenv(name);
+    return value && *value ? value : NULL;
 }
 
 static int check_variable(const struct variable *v, const char *value)
@@ -341,8 +350,8 @@ done:
 int config_check_variables(void)
 {
     for (size_t i = 0; i < ARRAY_LEN(variables); i++) {
-        const char *value = getenv(variables[i].public.name);
-        if (variables[i].names[0] && value && *value && check_variable(&variables[i], value) != 0)
+        const char *value = config_get_environment(variables[i].public.name);
+        if (variables[i].names[0] && value && check_variable(&variables[i], value) != 0)
             return -1;
     }
     return 0;

@@ -68,7 +68,8 @@ static int print_devices(void)
     }
     err_clear();
     if (device_describe(&info, DEVICE_CPU,
-                        &(struct device_options){.isa = getenv("QUIRE_CPU_ISA")}) != 0)
+                        &(struct device_options){.isa = config_get_environment("QUIRE_CPU_ISA")}) !=
+        0)
         return -1;
     print_cpu(&info);
     return 0;

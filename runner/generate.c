@@ -149,7 +149,9 @@ static int run_generate(const struct choices *o)
         .path = o->model,
         .tokenizer = o->tokenizer,
         .dtype = o->dtype,
-        .device_options = {.n_threads = (int)o->threads, .isa = getenv("QUIRE_CPU_ISA")}};
+        .device_options = {.n_threads = (int)o->threads,
+                           .isa = config_get_environment("QUIRE_CPU_ISA")},
+        .weight_cache = config_get_environment("QUIRE_WEIGHT_CACHE")};
     struct settings settings;
     struct decision decision;
     if (choose_settings(&settings, o) != 0 ||

@@ -196,7 +196,6 @@ void task_model_options(const struct task *t, struct model_options *out)
 {
     const struct settings *s = &t->settings;
     int64_t n_threads = s->engine.num_threads;
-    const char *isa = getenv("QUIRE_CPU_ISA");
     *out = (struct model_options){
         .path = s->model.path[0] ? s->model.path : s->model.architecture,
         .tokenizer = s->model.tokenizer[0] ? s->model.tokenizer : NULL,
@@ -206,7 +205,8 @@ void task_model_options(const struct task *t, struct model_options *out)
         .init_seed = (uint64_t)s->model.seed,
         .device = DEVICE_CPU,
         .device_options = {.n_threads = n_threads == SETTING_AUTO ? 0 : (int)n_threads,
-                           .isa = isa && *isa ? isa : NULL},
+                           .isa = config_get_environment("QUIRE_CPU_ISA")},
+        .weight_cache = config_get_environment("QUIRE_WEIGHT_CACHE"),
     };
 }
 
