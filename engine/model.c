@@ -350,8 +350,8 @@ static struct activation_sizes activation_sizes(const struct model_info *m, int 
     size_t token = (size_t)max_tokens * dtype_bytes(m->act_dtype);
     return (struct activation_sizes){
         .residual = token * hidden,
-        .narrow = token * MAX(MAX(hidden, q), ffn),
-        .wide = token * MAX(MAX(q + 2 * kv, 2 * ffn), hidden),
+        .narrow = token * MAX(hidden, q),
+        .wide = token * MAX(MAX(q + 2 * kv, ffn), hidden),
         .last = rows * hidden * dtype_bytes(m->act_dtype),
         .logits = rows * (size_t)m->vocab * sizeof(float),
     };
@@ -388,13 +388,13 @@ void activations_free(struct activations *a, const struct model *m)
 
 /* ---- forward pass ---- */
 
-/* a->wide [n_rows, weight->n_out] = a->narrow W^T + bias */
-static void project(const struct model *m, struct activations *a, const struct weight *weight,
+/* out = x W^T + bias, or the gated product */
+static void project(const struct model *m, void *out, const void *x, const struct weight *weight,
                     const float *bias, int n_rows)
 {
     const struct linear_args linear = {
-        .out = a->wide,
-        .x = a->narrow,
+        .out = out,
+        .x = x,
         .weight = weight,
         .bias = bias,
         .n_rows = n_rows,
@@ -443,13 +443,13 @@ static void attend(const struct model *m, struct activations *a, const struct fo
     m->device->ops->attention(m->device, &attention);
 }
 
-/* a->logits of the rows that args names. a->wide is the output of the last layer. */
+/* a->logits of the rows that args names. a->narrow is the output of the last layer. */
 static void compute_logits(const struct model *m, struct activations *a,
                            const struct forward_args *args)
 {
     const struct backend *ops = m->device->ops;
     int hidden = m->arch.hidden, n_rows = args->n_rows;
-    void *last_delta = a->narrow; /* [n_rows, hidden]: free by now, and n_rows <= n_tokens */
+    void *last_delta = a->wide; /* [n_rows, hidden]: free by now, and n_rows <= n_tokens */
     const struct linear_args lm_head = {
         .out = a->logits,
         .x = a->last_normed,
@@ -458,7 +458,7 @@ static void compute_logits(const struct model *m, struct activations *a,
         .out_dtype = DTYPE_F32,
     };
     ops->gather(m->device, a->last, a->residual, args->logits_row, n_rows, hidden);
-    ops->gather(m->device, last_delta, a->wide, args->logits_row, n_rows, hidden);
+    ops->gather(m->device, last_delta, a->narrow, args->logits_row, n_rows, hidden);
     ops->add_rmsnorm(m->device, a->last_normed, a->last, last_delta, m->final_gain, n_rows, hidden,
                      m->arch.norm_eps);
     ops->linear(m->device, &lm_head);
@@ -468,22 +468,21 @@ void model_forward(const struct model *m, struct activations *a, const struct fo
 {
     const struct backend *ops = m->device->ops;
     const float eps = m->arch.norm_eps;
-    const int n = args->batch->n_tokens, hidden = m->arch.hidden, ffn = m->arch.ffn;
+    const int n = args->batch->n_tokens, hidden = m->arch.hidden;
     assert(args->n_rows <= n);
 
     ops->embed(m->device, a->residual, &m->embed, args->batch->token, args->sampled, n);
     for (int i = 0; i < m->arch.n_layers; i++) {
         const struct model_layer *l = &m->layer[i];
-        const void *delta = i > 0 ? a->wide : NULL; /* of the layer before */
+        const void *delta = i > 0 ? a->narrow : NULL; /* of the layer before */
         ops->add_rmsnorm(m->device, a->narrow, a->residual, delta, l->attn_gain, n, hidden, eps);
-        project(m, a, &l->qkv, l->qkv_bias, n);
+        project(m, a->wide, a->narrow, &l->qkv, l->qkv_bias, n);
         attend(m, a, args, i);
-        project(m, a, &l->o, l->o_bias, n);
+        project(m, a->wide, a->narrow, &l->o, l->o_bias, n);
 
         ops->add_rmsnorm(m->device, a->narrow, a->residual, a->wide, l->mlp_gain, n, hidden, eps);
-        project(m, a, &l->gate_up, l->gate_up_bias, n);
-        ops->silu_mul(m->device, a->narrow, a->wide, n, ffn);
-        project(m, a, &l->down, l->down_bias, n);
+        project(m, a->wide, a->narrow, &l->gate_up, l->gate_up_bias, n);
+        project(m, a->narrow, a->wide, &l->down, l->down_bias, n);
     }
     if (args->n_rows > 0)
         compute_logits(m, a, args);

@@ -10,7 +10,7 @@
 struct model_layer {
     struct weight qkv;                        /* [(n_heads + 2 n_kv_heads) head_dim, hidden] */
     struct weight o;                          /* [hidden, n_heads head_dim]                  */
-    struct weight gate_up;                    /* [2 ffn, hidden], gates first                */
+    struct weight gate_up;                    /* [2 ffn, hidden], gated                      */
     struct weight down;                       /* [hidden, ffn]                               */
     float *attn_gain;                         /* [hidden], before attention                  */
     float *mlp_gain;                          /* [hidden], before the MLP                    */
@@ -36,12 +36,12 @@ struct model {
  * operation reads from narrow it writes to wide, and back: two buffers are enough for all of a
  * layer. */
 struct activations {
-    void *residual;    /* [max_tokens, hidden]                                                */
-    void *narrow;      /* [max_tokens, max(hidden, n_heads head_dim, ffn)]: what is projected */
-    void *wide;        /* [max_tokens, max(qkv width, 2 ffn, hidden)]: the projection         */
-    void *last;        /* [max_rows, hidden]                                                  */
-    void *last_normed; /* [max_rows, hidden]                                                  */
-    float *logits;     /* [max_rows, vocab]                                                   */
+    void *residual;    /* [max_tokens, hidden]                                               */
+    void *narrow;      /* [max_tokens, max(hidden, n_heads head_dim)]: norms, attention, MLP */
+    void *wide;        /* [max_tokens, max(qkv width, ffn, hidden)]: the other projections   */
+    void *last;        /* [max_rows, hidden]                                                 */
+    void *last_normed; /* [max_rows, hidden]                                                 */
+    float *logits;     /* [max_rows, vocab]                                                  */
 };
 
 int activations_init(struct activations *a, const struct model *m, int max_tokens, int max_rows);

@@ -13,8 +13,8 @@ enum dim { DIM_HIDDEN, DIM_FFN, DIM_VOCAB, DIM_HEAD, DIM_Q, DIM_KV };
 
 enum condition { ALWAYS, IF_UNTIED, IF_QKV_BIAS, IF_O_BIAS, IF_MLP_BIAS, IF_QK_NORM };
 
-/* A matrix is a struct weight; gains and biases are f32 arrays. */
-enum binding_kind { MATRIX, GAIN, BIAS };
+/* A matrix is a struct weight, which may be gated; gains and biases are f32 arrays. */
+enum binding_kind { MATRIX, GATED, GAIN, BIAS };
 
 /* A tensor of the checkpoint: [rows, columns of the binding], or [rows] for gains and biases. */
 struct part {
@@ -46,8 +46,8 @@ static const struct binding layer_bindings[] = {
                                               {"self_attn.k_proj.weight", DIM_KV},
                                               {"self_attn.v_proj.weight", DIM_KV}}},
     {MATRIX, ALWAYS, LAYER(o), DIM_Q, {{"self_attn.o_proj.weight", DIM_HIDDEN}}},
-    {MATRIX, ALWAYS, LAYER(gate_up), DIM_HIDDEN, {{"mlp.gate_proj.weight", DIM_FFN},
-                                                  {"mlp.up_proj.weight", DIM_FFN}}},
+    {GATED, ALWAYS, LAYER(gate_up), DIM_HIDDEN, {{"mlp.gate_proj.weight", DIM_FFN},
+                                                 {"mlp.up_proj.weight", DIM_FFN}}},
     {MATRIX, ALWAYS, LAYER(down), DIM_FFN, {{"mlp.down_proj.weight", DIM_HIDDEN}}},
 
     {GAIN, ALWAYS,     LAYER(attn_gain), 0, {{"input_layernorm.weight", DIM_HIDDEN}}},
@@ -89,6 +89,11 @@ static bool applies(const struct model_arch *arch, enum condition when)
     case IF_QK_NORM: return arch->qk_norm;
     }
     return false;
+}
+
+static bool is_matrix(const struct binding *b)
+{
+    return b->kind == MATRIX || b->kind == GATED;
 }
 
 static int n_parts(const struct binding *b)
@@ -252,6 +257,7 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
     struct rows rows[MAX_PARTS] = {0};
     *w = (struct weight){.dtype = m->info.dtype,
                          .quantization = m->info.quantization,
+                         .gated = b->kind == GATED,
                          .n_in = (int)dim_size(&m->arch, b->columns)};
     if (weight_cache_get(m->cache, w)) {
         m->info.weight_bytes += w->bytes;
@@ -331,8 +337,8 @@ static int load_bindings(struct loader *loader, const struct binding *bindings, 
         void *field = (char *)fields + b->field;
         if (!applies(&loader->m->arch, b->when))
             continue;
-        rc = b->kind == MATRIX ? load_matrix(loader, b, field, layer)
-                               : load_vector(loader, b, field, layer);
+        rc = is_matrix(b) ? load_matrix(loader, b, field, layer)
+                          : load_vector(loader, b, field, layer);
     }
     return rc;
 }
@@ -365,7 +371,7 @@ static void free_bindings(struct model *m, const struct binding *bindings, size_
     struct device *device = m->device;
     for (size_t i = 0; i < n; i++) {
         void *field = (char *)fields + bindings[i].field;
-        if (bindings[i].kind != MATRIX)
+        if (!is_matrix(&bindings[i]))
             device->ops->free(device, *(float **)field);
         else if (!weight_cache_owns(m->cache, field))
             device->ops->weight_free(device, field);
@@ -391,9 +397,9 @@ static size_t bindings_bytes(const struct model_arch *arch, const struct binding
         const struct binding *b = &bindings[i];
         if (!applies(arch, b->when))
             continue;
-        bytes += b->kind == MATRIX ? weight_bytes(n_rows(arch, b), dim_size(arch, b->columns),
-                                                  dtype, quantization)
-                                   : n_rows(arch, b) * sizeof(float);
+        bytes += is_matrix(b) ? weight_bytes(n_rows(arch, b), dim_size(arch, b->columns), dtype,
+                                             quantization)
+                              : n_rows(arch, b) * sizeof(float);
     }
     return bytes;
 }

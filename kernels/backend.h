@@ -126,10 +126,14 @@ struct attention_shape {
     enum dtype kv_dtype;
 };
 
-/* A matrix of n_out rows and n_in columns in the backend's own layout: y = W x. */
+/* A matrix of n_out rows and n_in columns in the backend's own layout: y = W x.
+ *
+ * Gated, the first half G of its rows are gates and the second half U what they gate, with biases g
+ * and u: y = silu(G x + g) * (U x + u), silu(v) = v / (1 + e^-v), which has n_out / 2 elements. */
 struct weight {
     enum dtype dtype;               /* of the elements as stored on the device */
     enum quantization quantization; /* INT8: they are stored as such, and dtype says nothing */
+    bool gated;
     int n_out, n_in;
     void *data;   /* device memory */
     size_t bytes; /* of data       */
@@ -153,14 +157,14 @@ struct step_limits {
     struct attention_shape shape;
 };
 
-/* y = x W^T + bias */
+/* y = x W^T + bias, or what struct weight says of a gated W */
 struct linear_args {
-    void *out;     /* [n_rows, n_out] of out_dtype               */
-    const void *x; /* [n_rows, n_in] of act_dtype                */
+    void *out;     /* [n_rows, n_out] of out_dtype; gated: [n_rows, n_out / 2] */
+    const void *x; /* [n_rows, n_in] of act_dtype                              */
     const struct weight *weight;
-    const float *bias; /* [n_out] or NULL                         */
+    const float *bias; /* [n_out] or NULL                                      */
     int n_rows;
-    enum dtype out_dtype; /* act_dtype, or DTYPE_F32 for logits   */
+    enum dtype out_dtype; /* act_dtype, or DTYPE_F32 for logits; gated: act_dtype */
 };
 
 /* Copies whole blocks, in every plane, within a pool or between two of them. No block is written
@@ -263,17 +267,18 @@ struct backend {
      * again with other limits; the memory only grows. */
     int (*reserve)(struct device *device, const struct step_limits *limits);
 
-    /* Stacks the parts into one matrix of w->dtype and w->quantization (set by the caller, as is
-     * n_in), converting and packing in parallel. The parts may be unmapped after it returns. */
+    /* Stacks the parts into one matrix of w->dtype and w->quantization (set by the caller, as are
+     * gated and n_in), converting and packing in parallel. The parts may be unmapped after it
+     * returns. */
     int (*weight_load)(struct device *device, struct weight *w, const struct weight_part *parts,
                        int n_parts);
     void (*weight_free)(struct device *device, struct weight *w); /* accepts an empty one */
 
-    /* x[t] = table[token[t]]. x: [n_tokens, n_in] */
+    /* x[t] = table[token[t]]. x: [n_tokens, n_in]; the table is not gated. */
     void (*embed)(struct device *device, void *x, const struct weight *table, const int *token,
                   const int *sampled, int n_tokens);
     /* residual += delta (NULL: nothing); out = residual / rms(residual) * gain.
-     * out, residual, delta: [n_rows, dim]; gain: [dim] f32 */
+     * out, residual, delta: [n_rows, dim]; out may be delta; gain: [dim] f32 */
     void (*add_rmsnorm)(struct device *device, void *out, void *residual, const void *delta,
                         const float *gain, int n_rows, int dim, float eps);
     void (*linear)(struct device *device, const struct linear_args *args);
@@ -283,8 +288,6 @@ struct backend {
      * window, and again when another window follows. */
     void (*attention_plan)(struct device *device, const struct attention_args *args);
     void (*attention)(struct device *device, const struct attention_args *args);
-    /* out = silu(gate) * up. gate_up: [n_rows, 2 dim], gates first; out: [n_rows, dim] */
-    void (*silu_mul)(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
     /* out[i] = x[row[i]]. out: [n_rows, dim]; row: device memory */
     void (*gather)(struct device *device, void *out, const void *x, const int *row, int n_rows,
                    int dim);

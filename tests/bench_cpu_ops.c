@@ -164,6 +164,7 @@ static void *alloc(struct device *device, size_t bytes)
 struct shape {
     const char *name;
     int n_out, n_in;
+    bool gated;
 };
 
 /* How weights are stored, and what a product may be off relative to the sum of magnitudes: bf16
@@ -191,30 +192,51 @@ static struct weight *load_copies(struct device *device, const struct shape *sha
     struct weight *w = xcalloc((size_t)*n_copies, sizeof(*w));
     struct weight_part part = {rows, DTYPE_F32, shape->n_out};
     for (int i = 0; i < *n_copies; i++) {
-        w[i] = (struct weight){
-            .dtype = storage->dtype, .quantization = storage->quantization, .n_in = shape->n_in};
+        w[i] = (struct weight){.dtype = storage->dtype,
+                               .quantization = storage->quantization,
+                               .gated = shape->gated,
+                               .n_in = shape->n_in};
         if (device->ops->weight_load(device, &w[i], &part, 1) != 0)
             die("%s", err_get());
     }
     return w;
 }
 
-/* Some elements against double precision. */
+/* A row of x times one of the matrix. */
+struct sum {
+    double value, magnitude;
+};
+
+static struct sum sum_of(const float *x, const float *row, size_t n_in)
+{
+    struct sum sum = {0, 0};
+    for (size_t k = 0; k < n_in; k++) {
+        sum.value += (double)x[k] * row[k];
+        sum.magnitude += fabs((double)x[k] * row[k]);
+    }
+    return sum;
+}
+
+/* Some elements against double precision. A gate's slope is less than 1.1. */
 static void validate(const struct linear_args *args, const float *rows, double tolerance)
 {
     const struct weight *w = args->weight;
+    size_t n_in = (size_t)w->n_in, n_columns = (size_t)(w->gated ? w->n_out / 2 : w->n_out);
     for (int i = 0; i < 200; i++) {
         size_t m = mix64((uint64_t)i) % (size_t)args->n_rows;
-        size_t n = mix64((uint64_t)i + 1000) % (size_t)w->n_out, n_in = (size_t)w->n_in;
-        double sum = 0, magnitude = 0;
-        for (size_t k = 0; k < n_in; k++) {
-            double product = (double)((const float *)args->x)[m * n_in + k] * rows[n * n_in + k];
-            sum += product;
-            magnitude += fabs(product);
+        size_t n = mix64((uint64_t)i + 1000) % n_columns;
+        const float *x = (const float *)args->x + m * n_in;
+        struct sum sum = sum_of(x, rows + n * n_in, n_in);
+        double expected = sum.value, error = tolerance * sum.magnitude;
+        if (w->gated) {
+            struct sum up = sum_of(x, rows + (n_columns + n) * n_in, n_in);
+            double gate = sum.value / (1 + exp(-sum.value)), up_error = tolerance * up.magnitude;
+            expected = gate * up.value;
+            error = 1.1 * error * (fabs(up.value) + up_error) + fabs(gate) * up_error;
         }
-        double got = ((const float *)args->out)[m * (size_t)w->n_out + n];
-        if (!(fabs(got - sum) <= tolerance * magnitude))
-            die("wrong product: row %zu column %zu is %g, expected %g", m, n, got, sum);
+        double got = ((const float *)args->out)[m * n_columns + n];
+        if (!(fabs(got - expected) <= error))
+            die("wrong product: row %zu column %zu is %g, expected %g", m, n, got, expected);
     }
 }
 
@@ -358,8 +380,8 @@ static void bench_attention(struct device *device, const struct attention_case *
 static void bench_all(struct device *device, const char *shape_name)
 {
     static const struct shape shapes[] = {
-        {"lm_head", 151936, 1024}, {"qkv", 4096, 1024},  {"o", 1024, 2048},
-        {"gate_up", 6144, 1024},   {"down", 1024, 3072},
+        {"lm_head", 151936, 1024, false}, {"qkv", 4096, 1024, false},  {"o", 1024, 2048, false},
+        {"gate_up", 6144, 1024, true},    {"down", 1024, 3072, false},
     };
     static const struct attention_case cases[] = {
         {1, 512, 512}, {1, 2048, 2048}, {1, 1, 4096}, {8, 1, 512}, {32, 1, 192}, {32, 1, 512},

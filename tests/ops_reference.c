@@ -292,6 +292,16 @@ void assert_same_bits(const void *a, const void *b, size_t bytes, const char *wh
     }
 }
 
+void assert_gated(const float *got, const float *sums, size_t n_rows, size_t n_columns,
+                  const double tolerance[2], const char *what)
+{
+    for (size_t i = 0; i < n_rows * n_columns; i++) {
+        const float *gate = sums + i / n_columns * 2 * n_columns + i % n_columns;
+        double expected = reference_silu(gate[0]) * gate[n_columns];
+        assert_near(got[i], expected, tolerance[0] * fabs(expected) + tolerance[1], what, i);
+    }
+}
+
 /* ---- copies of blocks ---- */
 
 /* A pool and what it should hold. */

@@ -79,5 +79,9 @@ void check_sum_words(struct device *device, size_t n_units);
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index);
 void assert_same_bits(const void *a, const void *b, size_t bytes, const char *what);
+/* got: [n_rows, n_columns], of a gated product; sums: [n_rows, 2 n_columns], of the same matrix
+ * when it is not gated; tolerance: relative, absolute */
+void assert_gated(const float *got, const float *sums, size_t n_rows, size_t n_columns,
+                  const double tolerance[2], const char *what);
 
 #endif

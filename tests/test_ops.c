@@ -11,6 +11,9 @@
 
 #define F32_ERROR 2e-6 /* of a sum, relative to the sum of magnitudes */
 
+/* Of a gated product, relative, and of one whose exponential overflows. */
+static const double GATED_ERROR[2] = {4e-7, 1e-30};
+
 typedef void (*device_check)(struct device *device);
 
 /* Runs the check on a device of each instruction set. */
@@ -45,11 +48,25 @@ static void reserve(struct device *device, int max_tokens, int max_width)
 struct product {
     int n_rows, n_out, n_in;
     enum dtype dtype;
+    bool gated;
     float *x, *w, *bias;
     void *device_x;
     float *device_bias;
     struct weight weight;
 };
+
+/* Loads p->w in two parts, of which the first may be empty. */
+static void load_product(struct product *p, struct device *device, enum dtype source)
+{
+    p->weight = (struct weight){.dtype = p->dtype, .gated = p->gated, .n_in = p->n_in};
+    char *rows = reference_encode(source, p->w, (size_t)p->n_out * (size_t)p->n_in);
+    int first = p->n_out / 3;
+    size_t offset = (size_t)first * (size_t)p->n_in * dtype_bytes(source);
+    struct weight_part parts[] = {{rows, source, first}, {rows + offset, source, p->n_out - first}};
+    assert_int_equal(device->ops->weight_load(device, &p->weight, parts, 2), 0);
+    assert_int_equal(p->weight.n_out, p->n_out);
+    free(rows);
+}
 
 static void product_init(struct product *p, struct device *device, enum dtype source)
 {
@@ -62,15 +79,7 @@ static void product_init(struct product *p, struct device *device, enum dtype so
     reference_round_all(DTYPE_BF16, p->x, n_x); /* what bf16 products round x to */
     p->device_x = to_device(device, p->x, n_x * sizeof(float));
     p->device_bias = to_device(device, p->bias, (size_t)p->n_out * sizeof(float));
-    p->weight = (struct weight){.dtype = p->dtype, .n_in = p->n_in};
-    /* Loaded in two parts, of which the first may be empty. */
-    char *rows = reference_encode(source, p->w, n_w);
-    int first = p->n_out / 3;
-    size_t offset = (size_t)first * (size_t)p->n_in * dtype_bytes(source);
-    struct weight_part parts[] = {{rows, source, first}, {rows + offset, source, p->n_out - first}};
-    assert_int_equal(device->ops->weight_load(device, &p->weight, parts, 2), 0);
-    assert_int_equal(p->weight.n_out, p->n_out);
-    free(rows);
+    load_product(p, device, source);
 }
 
 static void product_free(struct product *p, struct device *device)
@@ -83,10 +92,15 @@ static void product_free(struct product *p, struct device *device)
     free(p->bias);
 }
 
+static size_t product_columns(const struct product *p)
+{
+    return (size_t)(p->gated ? p->n_out / 2 : p->n_out);
+}
+
 /* Rows [first, first + n) of the product; the caller frees. */
 static float *product_rows(struct product *p, struct device *device, int first, int n, bool bias)
 {
-    size_t bytes = (size_t)n * (size_t)p->n_out * sizeof(float);
+    size_t bytes = (size_t)n * product_columns(p) * sizeof(float);
     void *out = device->ops->alloc(device, bytes);
     assert_non_null(out);
     struct linear_args args = {
@@ -145,6 +159,21 @@ static void linear_is_the_product_for_every_shape_and_type(void **state)
     on_every_isa(check_linear_shapes);
 }
 
+/* Rows of the product in batches of 1, 2, 3, ..., with one thread and with those of device. */
+static void check_batches(struct product *p, struct device *device, struct device *alone)
+{
+    product_init(p, device, DTYPE_F32);
+    size_t row = product_columns(p), row_bytes = row * sizeof(float);
+    float *all = product_rows(p, device, 0, p->n_rows, true);
+    for (int n = 1, first = 0; first + n <= p->n_rows; first += n, n++) {
+        float *some = product_rows(p, n % 2 ? alone : device, first, n, true);
+        assert_same_bits(some, all + (size_t)first * row, (size_t)n * row_bytes, device->info.isa);
+        free(some);
+    }
+    product_free(p, device);
+    free(all);
+}
+
 /* The products are long enough that several blocks of k and of rows are cut. */
 static void check_linear_rows(struct device *device)
 {
@@ -153,18 +182,10 @@ static void check_linear_rows(struct device *device)
     reserve(device, ROWS, 3072);
     reserve(alone, ROWS, 3072);
     for (enum dtype dtype = 0; dtype < DTYPE_N; dtype++) {
-        struct product p = {ROWS, 97, 3072, .dtype = dtype};
-        product_init(&p, device, DTYPE_F32);
-        size_t row_bytes = (size_t)p.n_out * sizeof(float);
-        float *all = product_rows(&p, device, 0, ROWS, true);
-        for (int n = 1, first = 0; first + n <= ROWS; first += n, n++) {
-            float *some = product_rows(&p, n % 2 ? alone : device, first, n, true);
-            assert_same_bits(some, all + (size_t)first * (size_t)p.n_out, (size_t)n * row_bytes,
-                             device->info.isa);
-            free(some);
-        }
-        product_free(&p, device);
-        free(all);
+        struct product plain = {ROWS, 97, 3072, .dtype = dtype};
+        struct product gated = {ROWS, 146, 300, .dtype = dtype, .gated = true};
+        check_batches(&plain, device, alone);
+        check_batches(&gated, device, alone);
     }
     backend_cpu.close(alone);
 }
@@ -173,6 +194,73 @@ static void a_row_of_a_product_has_the_same_bits_in_any_batch(void **state)
 {
     (void)state;
     on_every_isa(check_linear_rows);
+}
+
+/* ---- gated products ---- */
+
+/* The first row's gates are so large that the exponentials overflow. */
+static void check_gated_product(struct device *device, struct product *p, bool bias)
+{
+    product_init(p, device, DTYPE_F32);
+    for (int k = 0; k < p->n_in; k++)
+        p->x[k] *= 1024;
+    device->ops->upload(device, p->device_x, p->x, (size_t)p->n_in * sizeof(float));
+    float *sums = product_rows(p, device, 0, p->n_rows, bias);
+    device->ops->weight_free(device, &p->weight);
+    p->gated = true;
+    load_product(p, device, DTYPE_F32);
+    float *got = product_rows(p, device, 0, p->n_rows, bias);
+    assert_gated(got, sums, (size_t)p->n_rows, product_columns(p), GATED_ERROR, device->info.isa);
+    product_free(p, device);
+    free(sums);
+    free(got);
+}
+
+static void check_gated_shapes(struct device *device)
+{
+    static const int shapes[][3] = {
+        {1, 2, 1},   {3, 14, 5},   {4, 62, 172}, {2, 66, 64},  {5, 128, 33},
+        {9, 34, 96}, {13, 190, 3}, {17, 66, 40}, {33, 96, 17}, {70, 194, 129},
+    };
+    reserve(device, 70, 172);
+    for (size_t i = 0; i < ARRAY_LEN(shapes) * DTYPE_N; i++) {
+        const int *shape = shapes[i / DTYPE_N];
+        struct product p = {shape[0], shape[1], shape[2], .dtype = (enum dtype)(i % DTYPE_N)};
+        check_gated_product(device, &p, i % 2 != 0);
+    }
+}
+
+static void a_gated_product_is_that_of_its_halves(void **state)
+{
+    (void)state;
+    on_every_isa(check_gated_shapes);
+}
+
+/* A NaN of a gate or of what is gated is seen in its column, one of x in its row. */
+static void check_gated_nan(struct device *device)
+{
+    enum { ROWS = 3, HALF = 19, BAD_GATE = 3, BAD_UP = 18 };
+    struct product p = {ROWS, 2 * HALF, 8, .dtype = DTYPE_F32, .gated = true};
+    reserve(device, ROWS, 8);
+    product_init(&p, device, DTYPE_F32);
+    device->ops->weight_free(device, &p.weight);
+    p.w[BAD_GATE * p.n_in] = p.w[(HALF + BAD_UP) * p.n_in] = NAN;
+    load_product(&p, device, DTYPE_F32);
+    p.x[p.n_in] = NAN;
+    device->ops->upload(device, p.device_x, p.x, (size_t)(ROWS * p.n_in) * sizeof(float));
+    float *got = product_rows(&p, device, 0, ROWS, false);
+    for (int i = 0; i < ROWS * HALF; i++) {
+        int row = i / HALF, col = i % HALF;
+        assert_int_equal(isnan(got[i]) != 0, row == 1 || col == BAD_GATE || col == BAD_UP);
+    }
+    product_free(&p, device);
+    free(got);
+}
+
+static void a_nan_shows_in_its_column_or_row_of_a_gated_product(void **state)
+{
+    (void)state;
+    on_every_isa(check_gated_nan);
 }
 
 /* ---- embed and gather ---- */
@@ -284,7 +372,7 @@ static void sum_words_adds_every_word_once(void **state)
     backend_cpu.close(device);
 }
 
-/* ---- norm and activation ---- */
+/* ---- norm ---- */
 
 static const int DIMS[] = {1, 3, 8, 17, 64, 100, 172, 1024, 1031};
 
@@ -351,68 +439,6 @@ static void add_rmsnorm_adds_and_normalises(void **state)
 {
     (void)state;
     on_every_isa(check_norm);
-}
-
-/* The activation of the rows; NULL inputs are not made: gate_up is [n_rows, 2 dim]. */
-static float *run_silu(struct device *device, const float *gate_up, int n_rows, int dim)
-{
-    size_t bytes = (size_t)n_rows * (size_t)dim * sizeof(float);
-    void *in = to_device(device, gate_up, 2 * bytes);
-    void *out = device->ops->alloc(device, bytes);
-    device->ops->silu_mul(device, out, in, n_rows, dim);
-    float *got = to_host(device, out, bytes);
-    device->ops->free(device, in);
-    device->ops->free(device, out);
-    return got;
-}
-
-static void check_silu(struct device *device)
-{
-    enum { ROWS = 33 };
-    for (size_t c = 0; c < ARRAY_LEN(DIMS); c++) {
-        int dim = DIMS[c];
-        size_t width = (size_t)dim;
-        float *gate_up = random_floats(2 * ROWS * width, 30, 5);
-        gate_up[0] = -1000; /* exp overflows */
-        float *all = run_silu(device, gate_up, ROWS, dim);
-        for (size_t r = 0; r < ROWS; r++) {
-            const float *gate = gate_up + 2 * r * width, *up = gate + width;
-            for (size_t i = 0; i < width; i++) {
-                double expected = reference_silu(gate[i]) * up[i];
-                assert_near(all[r * width + i], expected, 4e-7 * fabs(expected) + 1e-30,
-                            device->info.isa, i);
-            }
-            float *one = run_silu(device, gate, 1, dim);
-            assert_same_bits(one, all + r * width, width * sizeof(float), "silu_mul alone");
-            free(one);
-        }
-        free(gate_up);
-        free(all);
-    }
-}
-
-static void silu_mul_is_accurate_and_the_same_in_any_row(void **state)
-{
-    (void)state;
-    on_every_isa(check_silu);
-}
-
-static void check_nan(struct device *device)
-{
-    float gate_up[2 * 19];
-    for (size_t i = 0; i < ARRAY_LEN(gate_up); i++)
-        gate_up[i] = 1;
-    gate_up[3] = gate_up[18] = NAN;
-    float *out = run_silu(device, gate_up, 1, 19);
-    for (int i = 0; i < 19; i++)
-        assert_int_equal(isnan(out[i]) != 0, i == 3 || i == 18);
-    free(out);
-}
-
-static void a_nan_shows_in_the_result_of_silu_mul(void **state)
-{
-    (void)state;
-    on_every_isa(check_nan);
 }
 
 /* ---- rope_cache ---- */
@@ -588,13 +614,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
         cmocka_unit_test(a_row_of_a_product_has_the_same_bits_in_any_batch),
+        cmocka_unit_test(a_gated_product_is_that_of_its_halves),
+        cmocka_unit_test(a_nan_shows_in_its_column_or_row_of_a_gated_product),
         cmocka_unit_test(a_number_that_is_not_converted_keeps_every_bit),
         cmocka_unit_test(embed_returns_the_rows_that_were_loaded),
         cmocka_unit_test(gather_copies_the_named_rows),
         cmocka_unit_test(sum_words_adds_every_word_once),
         cmocka_unit_test(add_rmsnorm_adds_and_normalises),
-        cmocka_unit_test(silu_mul_is_accurate_and_the_same_in_any_row),
-        cmocka_unit_test(a_nan_shows_in_the_result_of_silu_mul),
         cmocka_unit_test(rope_cache_normalises_rotates_and_stores),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,6 +12,9 @@
 #include <string.h>
 
 #define F32_ERROR 2e-6 /* of a sum, relative to the sum of magnitudes */
+
+/* Of a gated product, relative, and of one whose exponential overflows. */
+static const double GATED_ERROR[2] = {4e-7, 1e-30};
 /* A step of a group's numbers is the largest of them over 127; a scale that is rounded up to a bf16
  * makes it up to 1/128 longer. */
 #define STEP_OF_X (1.0 / 127)
@@ -28,6 +31,7 @@ enum { MAX_ROWS = 70, MAX_WIDTH = 1030 };
 
 struct product {
     int n_rows, n_out, n_in;
+    bool gated;
     float *x, *w;
     void *device_x;
     struct weight weight;
@@ -70,8 +74,8 @@ static void load_weight(struct product *p, struct device *device, enum dtype sou
     size_t offset = (size_t)first * (size_t)p->n_in * dtype_bytes(source);
     const struct weight_part parts[] = {{rows, source, first},
                                         {rows + offset, source, p->n_out - first}};
-    p->weight =
-        (struct weight){.dtype = DTYPE_BF16, .quantization = QUANTIZATION_INT8, .n_in = p->n_in};
+    p->weight = (struct weight){
+        .dtype = DTYPE_BF16, .quantization = QUANTIZATION_INT8, .gated = p->gated, .n_in = p->n_in};
     assert_int_equal(device->ops->weight_load(device, &p->weight, parts, 2), 0);
     assert_int_equal(p->weight.n_out, p->n_out);
     assert_true(p->weight.bytes >=
@@ -97,10 +101,15 @@ static void product_free(struct product *p, struct device *device)
     free(p->w);
 }
 
+static size_t product_columns(const struct product *p)
+{
+    return (size_t)(p->gated ? p->n_out / 2 : p->n_out);
+}
+
 /* Rows [first, first + n) of the product; the caller frees. */
 static float *product_rows(struct product *p, struct device *device, int first, int n)
 {
-    size_t bytes = (size_t)n * (size_t)p->n_out * sizeof(float);
+    size_t bytes = (size_t)n * product_columns(p) * sizeof(float);
     void *out = device->ops->alloc(device, bytes);
     assert_non_null(out);
     const struct linear_args args = {
@@ -311,7 +320,43 @@ static void a_nan_or_an_infinity_shows_where_it_belongs(void **state)
     on_every_isa_and_shape(check_nan);
 }
 
+/* The shape's matrix twice: gates, and what they gate. */
+static void check_gated(struct device *device, struct product *p)
+{
+    p->n_out *= 2;
+    product_init(p, device, DTYPE_BF16);
+    float *sums = product_rows(p, device, 0, p->n_rows);
+    device->ops->weight_free(device, &p->weight);
+    p->gated = true;
+    load_weight(p, device, DTYPE_BF16);
+    float *got = product_rows(p, device, 0, p->n_rows);
+    assert_gated(got, sums, (size_t)p->n_rows, product_columns(p), GATED_ERROR, device->info.isa);
+    product_free(p, device);
+    free(sums);
+    free(got);
+}
+
+static void a_gated_product_is_that_of_its_halves(void **state)
+{
+    (void)state;
+    on_every_isa_and_shape(check_gated);
+}
+
 /* ---- invariance ---- */
+
+static void check_batches(struct product *p, struct device *device, struct device *alone)
+{
+    product_init(p, device, DTYPE_F32);
+    size_t row = product_columns(p), row_bytes = row * sizeof(float);
+    float *all = product_rows(p, device, 0, p->n_rows);
+    for (int n = 1, first = 0; first + n <= p->n_rows; first += n, n++) {
+        float *some = product_rows(p, n % 2 ? alone : device, first, n);
+        assert_same_bits(some, all + (size_t)first * row, (size_t)n * row_bytes, device->info.isa);
+        free(some);
+    }
+    product_free(p, device);
+    free(all);
+}
 
 static void a_row_has_the_same_bits_in_any_batch_and_with_any_threads(void **state)
 {
@@ -322,18 +367,10 @@ static void a_row_has_the_same_bits_in_any_batch_and_with_any_threads(void **sta
         if (!device)
             continue;
         struct device *alone = open_reserved(CPU_ISAS[i], 1, ROWS, 3072);
-        struct product p = {ROWS, 97, 3072, .x = NULL};
-        product_init(&p, device, DTYPE_F32);
-        size_t row_bytes = (size_t)p.n_out * sizeof(float);
-        float *all = product_rows(&p, device, 0, ROWS);
-        for (int n = 1, first = 0; first + n <= ROWS; first += n, n++) {
-            float *some = product_rows(&p, n % 2 ? alone : device, first, n);
-            assert_same_bits(some, all + (size_t)first * (size_t)p.n_out, (size_t)n * row_bytes,
-                             CPU_ISAS[i]);
-            free(some);
-        }
-        product_free(&p, device);
-        free(all);
+        struct product plain = {ROWS, 97, 3072, .x = NULL};
+        struct product gated = {ROWS, 146, 300, .gated = true};
+        check_batches(&plain, device, alone);
+        check_batches(&gated, device, alone);
         backend_cpu.close(alone);
         backend_cpu.close(device);
     }
@@ -347,6 +384,7 @@ int main(void)
         cmocka_unit_test(a_product_is_the_sum_over_what_is_stored),
         cmocka_unit_test(a_product_is_off_by_no_more_than_the_steps_of_both_factors),
         cmocka_unit_test(a_nan_or_an_infinity_shows_where_it_belongs),
+        cmocka_unit_test(a_gated_product_is_that_of_its_halves),
         cmocka_unit_test(a_row_has_the_same_bits_in_any_batch_and_with_any_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

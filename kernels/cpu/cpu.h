@@ -32,7 +32,10 @@
  *   }
  *
  * group is 4 with VNNI, whose products are of unsigned (hence the offset of 128) and signed bytes,
- * and with AMX, which multiplies signed bytes; otherwise 2, for products of pairs of 16 bits. */
+ * and with AMX, which multiplies signed bytes; otherwise 2, for products of pairs of 16 bits.
+ *
+ * In a gated matrix a panel of gates is followed by the panel of what they gate, so that a pair is
+ * read in sequence; each half has its own last panel. */
 struct packing {
     int panel, group;
     int offset;
@@ -50,6 +53,18 @@ enum weight_format {
 static inline enum weight_format weight_format(const struct weight *w)
 {
     return w->quantization == QUANTIZATION_INT8 ? FORMAT_INT8 : (enum weight_format)w->dtype;
+}
+
+/* Columns of a product with the weight. */
+static inline int weight_columns(const struct weight *w)
+{
+    return w->gated ? w->n_out / 2 : w->n_out;
+}
+
+/* Panels of a weight, of so many rows each. */
+static inline int weight_panels(const struct weight *w, int panel)
+{
+    return CEIL_DIV(weight_columns(w), panel) * (w->gated ? 2 : 1);
 }
 
 /* One row of the matrices that are stacked in a weight, in host memory. */
@@ -89,6 +104,7 @@ struct flash_piece {
 };
 
 #define CPU_MAX_ROW_UNIT   16
+#define CPU_MAX_TILE_ROWS  32  /* max_rows of any tiling */
 #define CPU_MAX_BLOCK_ROWS 384 /* block_tiles max_rows of any tiling */
 
 /* How a product of one format is cut. */
@@ -195,7 +211,6 @@ void cpu_linear(struct device *device, const struct linear_args *args);
 void cpu_rope_cache(struct device *device, const struct rope_cache_args *args);
 void cpu_attention_plan(struct device *device, const struct attention_args *args);
 void cpu_attention(struct device *device, const struct attention_args *args);
-void cpu_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
 void cpu_gather(struct device *device, void *out, const void *x, const int *row, int n_rows,
                 int dim);
 void cpu_sample(struct device *device, const struct sample_args *args);

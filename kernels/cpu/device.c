@@ -376,7 +376,6 @@ const struct backend backend_cpu = {
     .rope_cache = cpu_rope_cache,
     .attention_plan = cpu_attention_plan,
     .attention = cpu_attention,
-    .silu_mul = cpu_silu_mul,
     .gather = cpu_gather,
     .sum_words = cpu_sum_words,
     .sample = cpu_sample,

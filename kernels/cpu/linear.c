@@ -1,4 +1,5 @@
-/* linear.c - y = x W^T + bias: the loops around the register tile of gemm_impl.h or amx_impl.h.
+/* linear.c - y = x W^T + bias, gated or not: the loops around the register tile of gemm_impl.h or
+ * amx_impl.h.
  *
  * The rows of x are packed into tiles of at most max_rows, a block of tiles at a time. A thread
  * takes a run of neighbouring panels of W and multiplies each with all tiles of the block before it
@@ -7,10 +8,14 @@
  * 184 GFLOP/s; peak 235). Cutting k as well, so that a part of a panel stays in the first-level
  * cache, was measured for k = 1024 to 14336: it was 0 to 15 % slower, because partial sums then
  * travel.
+ *
+ * Of a gated W a thread takes pairs of panels. What a tile gives with both is 8 KiB at most, still
+ * in the first-level cache when it is gated: the product as a whole exists nowhere.
  */
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
+#include <string.h>
 
 #define SERIAL_PRODUCTS (1 << 17) /* 2 to 5 us of work; a parallel region costs 1 to 5 us */
 
@@ -23,7 +28,8 @@ size_t cpu_linear_scratch_bytes(const struct step_limits *limits)
     return rows * width * sizeof(float);
 }
 
-/* How one product is cut. Rows of x are spread evenly over tiles, so that none is left thin. */
+/* How one product is cut. Rows of x are spread evenly over tiles, so that none is left thin. A
+ * strip is what a thread takes of W: one or two panels. */
 struct cut {
     const struct cpu_kernels *kernels;
     const struct tiling *tiling;
@@ -31,9 +37,12 @@ struct cut {
     enum weight_format format;
     char *packed;     /* tiles of a block of x one after another */
     size_t row_bytes; /* of packed x                             */
-    int n_units, n_tiles, n_blocks, n_panels, n_groups, n_parts, n_threads;
-    int part_cols;  /* of a tile of x, packed at once */
-    int panel_step; /* panels multiplied at once      */
+    int n_units, n_tiles, n_blocks, n_strips, n_groups, n_parts, n_threads;
+    int part_cols;    /* of a tile of x, packed at once          */
+    int panel_cols;   /* of a panel's product                    */
+    int strip_panels; /* 1 or 2                                  */
+    int strip_cols;   /* of out                                  */
+    int gemm_panels;  /* panels of a strip multiplied at once    */
     size_t panel_bytes;
 };
 
@@ -62,16 +71,20 @@ static struct cut cut_product(const struct cpu_device *d, const struct linear_ar
     c.n_units = CEIL_DIV(args->n_rows, tiling->row_unit);
     c.n_tiles = CEIL_DIV(args->n_rows, tiling->max_rows);
     c.n_blocks = CEIL_DIV(c.n_tiles, tiling->block_tiles);
-    c.n_panels = CEIL_DIV(w->n_out, packing.panel);
+    int n_panels = weight_panels(w, packing.panel);
     c.n_groups = CEIL_DIV(w->n_in, packing.group);
     if (format == FORMAT_INT8)
         c.n_groups = CEIL_DIV(w->n_in, INT8_GROUP) * (INT8_GROUP / packing.group);
     c.row_bytes = CEIL_DIV((size_t)w->n_in, INT8_GROUP) * (size_t)tiling->x_bytes;
     c.n_threads = products < SERIAL_PRODUCTS ? 1 : d->n_threads;
     cut_packing(&c);
-    c.panel_step = args->n_rows <= tiling->max_rows_of_two ? 2 : 1;
-    c.panel_bytes = w->bytes / (size_t)c.n_panels;
-    assert(tiling->row_unit <= CPU_MAX_ROW_UNIT);
+    c.panel_cols = packing.panel;
+    c.gemm_panels = args->n_rows <= tiling->max_rows_of_two ? 2 : 1;
+    c.strip_panels = w->gated ? 2 : c.gemm_panels;
+    c.strip_cols = (w->gated ? 1 : c.strip_panels) * c.panel_cols;
+    c.n_strips = CEIL_DIV(n_panels, c.strip_panels);
+    c.panel_bytes = w->bytes / (size_t)n_panels;
+    assert(tiling->row_unit <= CPU_MAX_ROW_UNIT && tiling->max_rows <= CPU_MAX_TILE_ROWS);
     int block_rows = MIN(c.n_units * tiling->row_unit, tiling->block_tiles * tiling->max_rows);
     assert((size_t)block_rows * c.row_bytes <= d->shared_bytes);
     return c;
@@ -100,16 +113,43 @@ static void pack_part(const struct cut *c, int first, int tile, int part)
                        MIN(n_in - k, c->part_cols), c->format);
 }
 
-/* One panel, or two, times tiles [first, last). Several tiles fetch the next panel in equal parts.
- */
-static void multiply_panels(const struct cut *c, int panel, int first, int last)
+/* The tile's product with a pair of panels, gated. The tile's n_cols and bias are those of the
+ * gates; the bias of what they gate is a row of out further on. */
+static void multiply_gated(const struct cut *c, const struct gemm_tile *tile)
+{
+    _Alignas(CPU_CACHE_LINE) float sums[CPU_MAX_TILE_ROWS * 2 * MAX_PANEL];
+    float bias[2 * MAX_PANEL] = {0};
+    size_t cols = (size_t)c->panel_cols, bias_bytes = (size_t)tile->n_cols * sizeof(float);
+    if (tile->bias) {
+        memcpy(bias, tile->bias, bias_bytes);
+        memcpy(bias + cols, tile->bias + tile->out_stride, bias_bytes);
+    }
+    for (size_t i = 0; i < 2; i += (size_t)c->gemm_panels) {
+        struct gemm_tile t = *tile;
+        t.w = (const char *)tile->w + i * c->panel_bytes;
+        t.n_cols = c->gemm_panels * c->panel_cols;
+        t.prefetch = tile->prefetch + i * (size_t)c->n_groups * tile->prefetch_step;
+        t.out = sums + i * cols;
+        t.out_stride = 2 * cols;
+        t.bias = tile->bias ? bias + i * cols : NULL;
+        c->kernels->gemm(&t, c->format);
+    }
+    for (size_t r = 0; r < (size_t)tile->n_rows; r++) {
+        const float *gate = sums + r * 2 * cols;
+        c->kernels->silu_mul(tile->out + r * tile->out_stride, gate, gate + cols, tile->n_cols);
+    }
+}
+
+/* A strip times tiles [first, last). Several tiles fetch the next strip in equal parts. */
+static void multiply_strip(const struct cut *c, int strip, int first, int last)
 {
     const struct linear_args *args = c->args;
     const struct weight *w = args->weight;
-    int width = c->kernels->packing[c->format].panel, col = panel * width;
-    const char *data = (const char *)w->data + (size_t)panel * c->panel_bytes;
-    size_t share = c->panel_bytes / (size_t)(last - first), ahead = c->panel_bytes;
-    if (last - first == 1 && c->tiling->ahead_bytes > 0)
+    int col = strip * c->strip_cols, n_columns = weight_columns(w), n_tiles = last - first;
+    int n_cols = MIN(c->strip_cols, n_columns - col), n_gemms = c->strip_panels / c->gemm_panels;
+    size_t share = c->panel_bytes / (size_t)n_tiles, ahead = (size_t)n_gemms * c->panel_bytes;
+    const char *data = (const char *)w->data + (size_t)(strip * c->strip_panels) * c->panel_bytes;
+    if (n_tiles == 1 && c->tiling->ahead_bytes > 0)
         ahead = (size_t)c->tiling->ahead_bytes;
     for (int tile = first; tile < last; tile++) {
         int start = tile_start(c, tile);
@@ -118,19 +158,22 @@ static void multiply_panels(const struct cut *c, int panel, int first, int last)
             .w = data,
             .panel_bytes = c->panel_bytes,
             .n_rows = tile_start(c, tile + 1) - start,
-            .n_cols = MIN(c->panel_step * width, w->n_out - col),
+            .n_cols = n_cols,
             .n_groups = c->n_groups,
-            .prefetch = data + ahead + share * (size_t)(tile - first),
+            .prefetch = data + ahead + share * (size_t)((tile - first) * n_gemms),
             .prefetch_step = share / (size_t)c->n_groups,
-            .out = (float *)args->out + (size_t)start * (size_t)w->n_out + col,
-            .out_stride = (size_t)w->n_out,
+            .out = (float *)args->out + (size_t)start * (size_t)n_columns + col,
+            .out_stride = (size_t)n_columns,
             .bias = args->bias ? args->bias + col : NULL,
         };
-        c->kernels->gemm(&t, c->format);
+        if (w->gated)
+            multiply_gated(c, &t);
+        else
+            c->kernels->gemm(&t, c->format);
     }
 }
 
-/* Guided: long runs of panels first, in which memory is read in order and the next panel is known
+/* Guided: long runs of strips first, in which memory is read in order and the next panel is known
  * (8 rows of bf16, 1024 x 2048, two threads: 297 instead of 245 GFLOP/s with 8 equal runs), short
  * ones at the end, so that threads finish together. */
 void cpu_linear(struct device *device, const struct linear_args *args)
@@ -151,8 +194,8 @@ void cpu_linear(struct device *device, const struct linear_args *args)
             for (int i = 0; i < (last - first) * c.n_parts; i++)
                 pack_part(&c, first, first + i / c.n_parts, i % c.n_parts);
 #pragma omp for schedule(guided) nowait
-            for (int panel = 0; panel < c.n_panels; panel += c.panel_step)
-                multiply_panels(&c, panel, first, last);
+            for (int strip = 0; strip < c.n_strips; strip++)
+                multiply_strip(&c, strip, first, last);
         }
         c.kernels->end_gemm();
     }

@@ -27,16 +27,6 @@ void cpu_rope_cache(struct device *device, const struct rope_cache_args *args)
         d->kernels->rope_cache(args, t);
 }
 
-void cpu_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim)
-{
-    const struct cpu_device *d = cpu_device(device);
-#pragma omp parallel for schedule(static) num_threads(cpu_threads(d, n_rows, dim))
-    for (int r = 0; r < n_rows; r++) {
-        const float *gate = (const float *)gate_up + 2 * (size_t)r * (size_t)dim;
-        d->kernels->silu_mul((float *)out + (size_t)r * (size_t)dim, gate, gate + dim, dim);
-    }
-}
-
 void cpu_gather(struct device *device, void *out, const void *x, const int *row, int n_rows,
                 int dim)
 {

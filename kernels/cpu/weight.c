@@ -21,6 +21,14 @@ static struct source_row find_row(const struct weight_part *parts, int n_parts, 
     return (struct source_row){NULL, DTYPE_F32};
 }
 
+/* The row of lane `lane` of panel p among those of w's parts; n_out: none, the panel is padded. */
+static int panel_row(const struct weight *w, int p, int panel, int lane)
+{
+    int n_columns = weight_columns(w), half = w->gated ? p % 2 : 0;
+    int column = (w->gated ? p / 2 : p) * panel + lane;
+    return column < n_columns ? half * n_columns + column : w->n_out;
+}
+
 static size_t panel_bytes(const struct weight *w, struct packing packing)
 {
     if (w->quantization == QUANTIZATION_INT8)
@@ -40,7 +48,8 @@ int cpu_weight_load(struct device *device, struct weight *w, const struct weight
     for (int i = 0; i < n_parts; i++)
         w->n_out += parts[i].n_rows;
     assert(w->n_out > 0 && w->n_in > 0 && packing.panel <= MAX_PANEL);
-    int n_panels = CEIL_DIV(w->n_out, packing.panel);
+    assert(!w->gated || w->n_out % 2 == 0);
+    int n_panels = weight_panels(w, packing.panel);
     w->bytes = (size_t)n_panels * panel_bytes(w, packing);
     w->data = device->ops->alloc(device, w->bytes);
     if (!w->data)
@@ -49,7 +58,7 @@ int cpu_weight_load(struct device *device, struct weight *w, const struct weight
     for (int p = 0; p < n_panels; p++) {
         struct source_row rows[MAX_PANEL];
         for (int lane = 0; lane < packing.panel; lane++)
-            rows[lane] = find_row(parts, n_parts, w->n_in, p * packing.panel + lane);
+            rows[lane] = find_row(parts, n_parts, w->n_in, panel_row(w, p, packing.panel, lane));
         char *panel = (char *)w->data + (size_t)p * panel_bytes(w, packing);
         d->kernels->pack_panel(panel, rows, w->n_in, weight_format(w));
     }
@@ -97,6 +106,7 @@ void cpu_embed(struct device *device, void *x, const struct weight *table, const
     const struct cpu_device *d = cpu_device(device);
     enum weight_format format = weight_format(table);
     struct packing packing = d->kernels->packing[format];
+    assert(!table->gated);
 #pragma omp parallel for schedule(static) num_threads(cpu_threads(d, n_tokens, table->n_in))
     for (int t = 0; t < n_tokens; t++) {
         int id = token[t] >= 0 ? token[t] : sampled[-1 - token[t]];

@@ -44,6 +44,8 @@ struct cuda_device {
     size_t attention_workspace_bytes;
     void *sample_workspace; /* see sample.cu */
     size_t sample_workspace_bytes;
+    void *gate_workspace; /* of gated products: see linear.cu */
+    size_t gate_workspace_bytes;
 };
 
 /* The device is lost or a launch is wrong: nothing that a caller could mend. */
@@ -247,7 +249,6 @@ void cuda_add_rmsnorm(struct device *device, void *out, void *residual, const vo
                       const float *gain, int n_rows, int dim, float eps);
 void cuda_linear(struct device *device, const struct linear_args *args);
 void cuda_rope_cache(struct device *device, const struct rope_cache_args *args);
-void cuda_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim);
 void cuda_sample(struct device *device, const struct sample_args *args);
 void cuda_sum_words(struct device *device, uint32_t *sum, const void *memory, size_t bytes);
 
@@ -282,6 +283,11 @@ void cuda_linear_add_weight(struct cuda_device *d, const struct weight *w);
 void cuda_linear_remove_weight(struct cuda_device *d, const struct weight *w);
 /* Chooses algorithms for products of up to these many rows with each matrix loaded so far. */
 int cuda_linear_reserve(struct cuda_device *d, const struct step_limits *limits);
+size_t cuda_gate_workspace_bytes(const struct cuda_device *d, const struct step_limits *limits);
+
+/* out = silu(gate) up. gate_up: [n_rows, 2 dim] of act_dtype, gates first; out: [n_rows, dim] */
+void cuda_silu_mul(const struct cuda_device *d, void *out, const void *gate_up, int n_rows,
+                   int dim);
 
 size_t cuda_sample_workspace_bytes(const struct step_limits *limits);
 

@@ -139,6 +139,7 @@ void cuda_close(struct device *device)
     cuda_staging_close(d);
     cuda_free(device, d->attention_workspace);
     cuda_free(device, d->sample_workspace);
+    cuda_free(device, d->gate_workspace);
     CUDA_CHECK(cudaStreamDestroy(d->stream));
     free(d);
 }
@@ -231,7 +232,9 @@ int cuda_reserve(struct device *device, const struct step_limits *limits)
     if (grow(device, &d->attention_workspace, &d->attention_workspace_bytes,
              cuda_attention_workspace(limits)) != 0 ||
         grow(device, &d->sample_workspace, &d->sample_workspace_bytes,
-             cuda_sample_workspace_bytes(limits)) != 0)
+             cuda_sample_workspace_bytes(limits)) != 0 ||
+        grow(device, &d->gate_workspace, &d->gate_workspace_bytes,
+             cuda_gate_workspace_bytes(d, limits)) != 0)
         return -1;
     return cuda_linear_reserve(d, limits);
 }

@@ -33,11 +33,8 @@ static void silu_mul(const struct cuda_device *d, T *out, const T *gate_up, int 
     cuda_launch_early(d, silu_mul_kernel<T, V>, grid, SILU_THREADS, 0, out, gate_up, dim);
 }
 
-void cuda_silu_mul(struct device *device, void *out, const void *gate_up, int n_rows, int dim)
+void cuda_silu_mul(const struct cuda_device *d, void *out, const void *gate_up, int n_rows, int dim)
 {
-    struct cuda_device *d = cuda_device(device);
-    if (n_rows == 0)
-        return;
     CUDA_DISPATCH(d->base.act_dtype, T, {
         const int V = 16 / sizeof(T);
         if (dim % V == 0)

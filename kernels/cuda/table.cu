@@ -24,7 +24,6 @@ extern "C" __attribute__((visibility("default"))) const struct backend backend_c
     .rope_cache = cuda_rope_cache,
     .attention_plan = cuda_attention_plan,
     .attention = cuda_attention,
-    .silu_mul = cuda_silu_mul,
     .gather = cuda_gather,
     .sample = cuda_sample,
     .sum_words = cuda_sum_words,

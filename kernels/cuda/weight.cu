@@ -128,7 +128,7 @@ int cuda_weight_load(struct device *device, struct weight *w, const struct weigh
     w->n_out = 0;
     for (int i = 0; i < n_parts; i++)
         w->n_out += parts[i].n_rows;
-    assert(w->n_out > 0 && w->n_in > 0);
+    assert(w->n_out > 0 && w->n_in > 0 && (!w->gated || w->n_out % 2 == 0));
     w->bytes = (size_t)w->n_out * (size_t)w->n_in * dtype_bytes(w->dtype);
     if (loader_open(d) != 0)
         return -1;

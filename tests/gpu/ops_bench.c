@@ -81,12 +81,6 @@ static void call_norm(const struct bench *b, int repeat)
     b->device->ops->add_rmsnorm(b->device, b->z, b->y, b->x, b->f32, b->n_rows, b->n_in, 1e-6f);
 }
 
-static void call_silu(const struct bench *b, int repeat)
-{
-    (void)repeat;
-    b->device->ops->silu_mul(b->device, b->z, b->x, b->n_rows, b->n_in);
-}
-
 static void call_gather(const struct bench *b, int repeat)
 {
     (void)repeat;
@@ -114,9 +108,9 @@ static void call_sample(const struct bench *b, int repeat)
     b->device->ops->sample(b->device, &args);
 }
 
-static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dtype)
+static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dtype, bool gated)
 {
-    static const int rows[] = {1, 16, 64, 128, 256, 2048};
+    static const int rows[] = {1, 16, 64, 128, 256, 2048, 8192};
     struct device *device = b->device;
     size_t n = (size_t)n_out * (size_t)n_in;
     b->n_copies = (int)MIN(MAX(ROTATE_BYTES / (2 * n), 1), REPEATS);
@@ -126,11 +120,11 @@ static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dt
         host[i] = (uint16_t)(0x3C00 + (mix64(i) & 0x81FF)); /* bf16, 2^-7 .. 2^-5, both signs */
     struct weight_part part = {host, DTYPE_BF16, n_out};
     for (int c = 0; c < b->n_copies; c++) {
-        b->weight[c] = (struct weight){.dtype = DTYPE_BF16, .n_in = n_in};
+        b->weight[c] = (struct weight){.dtype = DTYPE_BF16, .gated = gated, .n_in = n_in};
         if (device->ops->weight_load(device, &b->weight[c], &part, 1) != 0)
             die("%s", err_get());
     }
-    struct step_limits limits = {2048,
+    struct step_limits limits = {8192,
                                  256,
                                  256,
                                  4096,
@@ -149,11 +143,11 @@ static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dt
         if (out_dtype == DTYPE_F32 && rows[i] > 256)
             continue;
         char name[64];
-        snprintf(name, sizeof(name), "linear %dx%d", n_out, n_in);
-        double m = rows[i],
-               bytes = 2.0 * (double)n + 2 * m * n_in + (double)dtype_bytes(out_dtype) * m * n_out;
+        snprintf(name, sizeof(name), "%s %dx%d", gated ? "gated" : "linear", n_out, n_in);
+        double m = rows[i], out_bytes = (double)dtype_bytes(out_dtype) * m * n_out;
+        double bytes = 2.0 * (double)n + 2 * m * n_in + (gated ? 0.5 : 1) * out_bytes;
         print_line(name, rows[i], seconds_of(b, call_linear), bytes, 2.0 * m * (double)n);
-        snprintf(name, sizeof(name), "norm, linear %dx%d", n_out, n_in);
+        snprintf(name, sizeof(name), "norm, %s %dx%d", gated ? "gated" : "linear", n_out, n_in);
         print_line(name, rows[i], seconds_of(b, call_norm_linear), bytes, 0);
     }
     for (int c = 0; c < b->n_copies; c++)
@@ -172,8 +166,6 @@ static void bench_rows(struct bench *b)
         print_line("add_rmsnorm 1024", rows[i], seconds_of(b, call_norm), m * 1024 * 2 * 4, 0);
         print_line("gather 1024", rows[i], seconds_of(b, call_gather), m * 1024 * 2 * 2, 0);
         print_line("rope_cache 16/8 d128", rows[i], seconds_of(b, call_rope), m * 4096 * 2 * 2, 0);
-        b->n_in = 3072;
-        print_line("silu_mul 3072", rows[i], seconds_of(b, call_silu), m * 3072 * 2 * 3, 0);
     }
 }
 
@@ -243,15 +235,16 @@ int main(void)
     b.row = b.device->ops->alloc(b.device, 256 * sizeof(*b.row));
     b.batch = (struct batch){.position = b.index, .slot = b.index};
     free(noise);
-    bench_linear(&b, 4096, 1024, DTYPE_BF16);
-    bench_linear(&b, 1024, 2048, DTYPE_BF16);
-    bench_linear(&b, 6144, 1024, DTYPE_BF16);
-    bench_linear(&b, 1024, 3072, DTYPE_BF16);
-    bench_linear(&b, 151936, 1024, DTYPE_F32);
-    bench_linear(&b, 6144, 4096, DTYPE_BF16);
-    bench_linear(&b, 4096, 4096, DTYPE_BF16);
-    bench_linear(&b, 24576, 4096, DTYPE_BF16);
-    bench_linear(&b, 4096, 12288, DTYPE_BF16);
+    bench_linear(&b, 4096, 1024, DTYPE_BF16, false);
+    bench_linear(&b, 1024, 2048, DTYPE_BF16, false);
+    bench_linear(&b, 6144, 1024, DTYPE_BF16, false);
+    bench_linear(&b, 6144, 1024, DTYPE_BF16, true);
+    bench_linear(&b, 1024, 3072, DTYPE_BF16, false);
+    bench_linear(&b, 151936, 1024, DTYPE_F32, false);
+    bench_linear(&b, 6144, 4096, DTYPE_BF16, false);
+    bench_linear(&b, 4096, 4096, DTYPE_BF16, false);
+    bench_linear(&b, 24576, 4096, DTYPE_BF16, true);
+    bench_linear(&b, 4096, 12288, DTYPE_BF16, false);
     bench_rows(&b);
     b.device->ops->upload(b.device, b.index, index, sizeof(index));
     float *logits = random_floats((size_t)256 * 151936, 4, 1);

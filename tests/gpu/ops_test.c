@@ -62,9 +62,9 @@ static float *random_large(enum dtype dtype, size_t n, float amplitude, uint64_t
 /* ---- linear ---- */
 
 static struct weight load_weight(struct device *device, const float *w, int n_out, int n_in,
-                                 enum dtype source)
+                                 enum dtype source, bool gated)
 {
-    struct weight weight = {.dtype = device->act_dtype, .n_in = n_in};
+    struct weight weight = {.dtype = device->act_dtype, .gated = gated, .n_in = n_in};
     size_t n = (size_t)n_out * (size_t)n_in;
     char *rows = reference_encode(source, w, n);
     int first = n_out / 3;
@@ -85,7 +85,7 @@ static void check_product(struct device *device, const int shape[3], enum dtype 
     size_t n = (size_t)shape[0] * (size_t)shape[1];
     float *x = random_of(act, n_x, 1, 1), *w = random_of(source, n_w, 0.5f, 2);
     float *bias = random_floats((size_t)shape[1], 1, 3);
-    struct weight weight = load_weight(device, w, shape[1], shape[2], source);
+    struct weight weight = load_weight(device, w, shape[1], shape[2], source, false);
     reference_round_all(act, w, n_w);
     void *device_x = to_device_as(device, act, x, n_x);
     float *device_bias = to_device(device, bias, (size_t)shape[1] * sizeof(float));
@@ -132,30 +132,92 @@ static void linear_is_the_product_for_every_shape_and_type(void **state)
     }
 }
 
+/* The product as act_dtype; the caller frees. */
+static float *product_of(struct device *device, const struct weight *w, const void *x,
+                         const float *bias, int n_rows)
+{
+    size_t n = (size_t)n_rows * (size_t)(w->gated ? w->n_out / 2 : w->n_out);
+    void *out = device->ops->alloc(device, n * sizeof(float));
+    struct linear_args args = {out, x, w, bias, n_rows, device->act_dtype};
+    device->ops->linear(device, &args);
+    float *got = to_host_as(device, device->act_dtype, out, n);
+    device->ops->free(device, out);
+    return got;
+}
+
+/* A gated product against that of the same matrix when it is not gated, which is rounded before it
+ * is gated here and there. shape: {n_rows, n_out, n_in} */
+static void check_gated_product(struct device *device, const int shape[3], bool with_bias)
+{
+    enum dtype act = device->act_dtype;
+    size_t n_x = (size_t)shape[0] * (size_t)shape[2], n_w = (size_t)shape[1] * (size_t)shape[2];
+    float *x = random_of(act, n_x, 4, 1), *w = random_of(act, n_w, 0.5f, 2);
+    float *bias = random_floats((size_t)shape[1], 1, 3);
+    struct weight plain = load_weight(device, w, shape[1], shape[2], act, false);
+    struct weight gated = load_weight(device, w, shape[1], shape[2], act, true);
+    reserve(device, shape[0], 1, 7);
+    void *device_x = to_device_as(device, act, x, n_x);
+    float *device_bias = to_device(device, bias, (size_t)shape[1] * sizeof(float));
+    float *added = with_bias ? device_bias : NULL;
+    float *sums = product_of(device, &plain, device_x, added, shape[0]);
+    float *got = product_of(device, &gated, device_x, added, shape[0]);
+    assert_gated(got, sums, (size_t)shape[0], (size_t)shape[1] / 2,
+                 (const double[]){rounding[act] + 1e-6, SMALLEST_STEP}, dtype_name(act));
+    device->ops->free(device, device_x);
+    device->ops->free(device, device_bias);
+    device->ops->weight_free(device, &plain);
+    device->ops->weight_free(device, &gated);
+    free(x);
+    free(w);
+    free(bias);
+    free(sums);
+    free(got);
+}
+
+static void a_gated_product_is_that_of_its_halves(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1, 2, 5},      {3, 344, 64},    {17, 6144, 64}, {70, 128, 172},
+                                    {300, 96, 640}, {2100, 384, 64}, {4097, 34, 128}};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+            check_gated_product(device, shapes[i], i % 2 != 0);
+        device->ops->close(device);
+    }
+}
+
+struct rows_case {
+    int n_out, n_in;
+    enum dtype out_dtype;
+    int max_m;
+    bool every_m, gated;
+};
+
 /* Products of the first m rows, for each m of the list, are the first m rows of the product of all,
  * as are those of the last row alone. */
-static void check_rows(struct device *device, int n_out, int n_in, enum dtype out_dtype, int max_m,
-                       bool every_m)
+static void check_rows(struct device *device, const struct rows_case *c)
 {
     static const int some[] = {1, 2, 7, 16, 17, 33, 64, 65, 128, 129, 256, 257, 299};
-    size_t n_w = (size_t)n_out * (size_t)n_in, row_bytes = (size_t)n_out * dtype_bytes(out_dtype);
+    const int n_out = c->n_out, n_in = c->n_in, max_m = c->max_m;
+    size_t n_w = (size_t)n_out * (size_t)n_in;
+    size_t row_bytes = (size_t)(c->gated ? n_out / 2 : n_out) * dtype_bytes(c->out_dtype);
     float *x = random_of(device->act_dtype, (size_t)max_m * (size_t)n_in, 1, 4);
     float *w = random_large(device->act_dtype, n_w, 0.1f, 5);
-    struct weight weight = load_weight(device, w, n_out, n_in, device->act_dtype);
-    reserve(device, max_m, max_m, out_dtype == DTYPE_F32 ? n_out : 7);
+    struct weight weight = load_weight(device, w, n_out, n_in, device->act_dtype, c->gated);
+    reserve(device, max_m, max_m, c->out_dtype == DTYPE_F32 ? n_out : 7);
     char *device_x = to_device_as(device, device->act_dtype, x, (size_t)max_m * (size_t)n_in);
     void *out = device->ops->alloc(device, (size_t)max_m * row_bytes);
-    struct linear_args args = {out, device_x, &weight, NULL, max_m, out_dtype};
+    struct linear_args args = {out, device_x, &weight, NULL, max_m, c->out_dtype};
     device->ops->linear(device, &args);
-    char *all = to_host(device, out, (size_t)max_m * row_bytes), what[96];
-    for (int i = 0; i < (every_m ? max_m : (int)ARRAY_LEN(some)); i++) {
-        args.n_rows = every_m ? i + 1 : some[i];
+    char *all = to_host(device, out, (size_t)max_m * row_bytes);
+    for (int i = 0; i < (c->every_m ? max_m : (int)ARRAY_LEN(some)); i++) {
+        args.n_rows = c->every_m ? i + 1 : some[i];
         device->ops->linear(device, &args);
         char *got = to_host(device, out, (size_t)args.n_rows * row_bytes);
-        snprintf(what, sizeof(what), "%d of %d rows, %dx%d %s", args.n_rows, max_m, n_out, n_in,
-                 dtype_name(device->act_dtype));
         if (memcmp(got, all, (size_t)args.n_rows * row_bytes) != 0)
-            fail_msg("%s: bits differ", what);
+            fail_msg("%d of %d rows, %s%dx%d %s: bits differ", args.n_rows, max_m,
+                     c->gated ? "gated " : "", n_out, n_in, dtype_name(device->act_dtype));
         free(got);
     }
     /* Rows of x that are not aligned are not handed to the backend alone. */
@@ -179,25 +241,30 @@ static void a_row_of_linear_does_not_depend_on_the_number_of_rows(void **state)
     (void)state;
     static const int shapes[][2] = {{4096, 1024}, {1024, 2048}, {6144, 1024},  {1024, 3072},
                                     {6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}};
+    static const int small[][2] = {{1024, 2048}, {1000, 320}, {172, 64}, {64, 172}};
     struct device *device = open_gpu(DTYPE_BF16);
     if (is_small()) { /* cuBLASLt's matrices, and those of the plain kernel */
-        check_rows(device, 1024, 2048, DTYPE_BF16, 300, false);
-        check_rows(device, 64, 173, DTYPE_BF16, 300, false);
+        check_rows(device, &(struct rows_case){1024, 2048, DTYPE_BF16, 300, false, false});
+        check_rows(device, &(struct rows_case){64, 173, DTYPE_BF16, 300, false, false});
+        check_rows(device, &(struct rows_case){1024, 1024, DTYPE_BF16, 300, false, true});
         device->ops->close(device);
         return;
     }
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
-        check_rows(device, shapes[i][0], shapes[i][1], DTYPE_BF16, 300, i < 4);
-    check_rows(device, 151936, 1024, DTYPE_F32, 300, false);
-    check_rows(device, 1024, 3072, DTYPE_BF16, 2100, false);
+        check_rows(device,
+                   &(struct rows_case){shapes[i][0], shapes[i][1], DTYPE_BF16, 300, i < 4, false});
+    check_rows(device, &(struct rows_case){151936, 1024, DTYPE_F32, 300, false, false});
+    check_rows(device, &(struct rows_case){1024, 3072, DTYPE_BF16, 2100, false, false});
+    check_rows(device, &(struct rows_case){6144, 1024, DTYPE_BF16, 300, true, true});
+    check_rows(device, &(struct rows_case){1024, 256, DTYPE_BF16, 4200, false, true});
     device->ops->close(device);
     for (enum dtype act = 0; act < DTYPE_N; act++) {
         device = open_gpu(act);
-        check_rows(device, 1024, 2048, act, 300, true);
-        check_rows(device, 1000, 320, act, 300, true);
-        check_rows(device, 172, 64, act, 300, true);
-        check_rows(device, 64, 172, act, 300, true);
-        check_rows(device, 512, 64, DTYPE_F32, 300, true);
+        for (size_t i = 0; i < ARRAY_LEN(small); i++)
+            check_rows(device,
+                       &(struct rows_case){small[i][0], small[i][1], act, 300, true, false});
+        check_rows(device, &(struct rows_case){512, 64, DTYPE_F32, 300, true, false});
+        check_rows(device, &(struct rows_case){344, 64, act, 300, true, true});
         device->ops->close(device);
     }
 }
@@ -231,7 +298,7 @@ static void embed_and_gather_pick_rows(void **state)
         for (size_t c = 0; c < ARRAY_LEN(dims); c++) {
             size_t dim = (size_t)dims[c], bytes = dim * sizeof(float);
             float *w = random_of(act, VOCAB * dim, 1, 6);
-            struct weight table = load_weight(device, w, VOCAB, dims[c], DTYPE_F32);
+            struct weight table = load_weight(device, w, VOCAB, dims[c], DTYPE_F32, false);
             void *x = device->ops->alloc(device, N * bytes);
             void *picked = device->ops->alloc(device, N * bytes);
             device->ops->embed(device, x, &table, device_token, device_sampled, N);
@@ -307,35 +374,6 @@ static void add_rmsnorm_adds_rounds_and_scales(void **state)
         for (size_t i = 0; i < ARRAY_LEN(dims); i++) {
             for (size_t r = 0; r < ARRAY_LEN(rows); r++)
                 check_norm(device, rows[r], dims[i], r != 1);
-        }
-        device->ops->close(device);
-    }
-}
-
-static void silu_mul_gates(void **state)
-{
-    (void)state;
-    static const int dims[] = {1, 172, 3072, 64}, rows[] = {1, 3, 17};
-    for (enum dtype act = 0; act < DTYPE_N; act++) {
-        struct device *device = open_gpu(act);
-        for (size_t c = 0; c < ARRAY_LEN(dims) * ARRAY_LEN(rows); c++) {
-            size_t dim = (size_t)dims[c / ARRAY_LEN(rows)],
-                   n_rows = (size_t)rows[c % ARRAY_LEN(rows)];
-            float *x = random_of(act, 2 * n_rows * dim, 12, 10);
-            void *gate_up = to_device_as(device, act, x, 2 * n_rows * dim);
-            void *out = device->ops->alloc(device, n_rows * dim * sizeof(float));
-            device->ops->silu_mul(device, out, gate_up, (int)n_rows, (int)dim);
-            float *got = to_host_as(device, act, out, n_rows * dim);
-            for (size_t i = 0; i < n_rows * dim; i++) {
-                size_t at = i / dim * 2 * dim + i % dim;
-                double expected = reference_silu(x[at]) * x[at + dim];
-                assert_near(got[i], expected, (rounding[act] + 1e-6) * fabs(expected) + 1e-7,
-                            "silu_mul", i);
-            }
-            device->ops->free(device, gate_up);
-            device->ops->free(device, out);
-            free(x);
-            free(got);
         }
         device->ops->close(device);
     }
@@ -644,13 +682,13 @@ static void rows_that_hold_nothing_give_a_token_and_padding_none(void **state)
 
 /* ---- recording ---- */
 
-/* One step of a tiny network: norm, product, gate, product to logits, sample. */
+/* One step of a tiny network: norm, gated product, product to logits, sample. */
 struct step {
-    void *residual, *normed, *wide, *gated, *logits;
+    void *residual, *normed, *gated, *logits;
     float *gain;
     int *sampled;
     struct sample_row *rows;
-    struct weight up, head;
+    struct weight gate_up, head;
 };
 
 enum { STEP_ROWS = 5, STEP_DIM = 128, STEP_FFN = 192, STEP_VOCAB = 1000 };
@@ -659,9 +697,8 @@ static void run_step(struct device *device, const struct step *s)
 {
     const struct backend *ops = device->ops;
     ops->add_rmsnorm(device, s->normed, s->residual, NULL, s->gain, STEP_ROWS, STEP_DIM, 1e-6f);
-    ops->linear(device, &(struct linear_args){s->wide, s->normed, &s->up, NULL, STEP_ROWS,
+    ops->linear(device, &(struct linear_args){s->gated, s->normed, &s->gate_up, NULL, STEP_ROWS,
                                               device->act_dtype});
-    ops->silu_mul(device, s->gated, s->wide, STEP_ROWS, STEP_FFN);
     ops->linear(device,
                 &(struct linear_args){s->logits, s->gated, &s->head, NULL, STEP_ROWS, DTYPE_F32});
     ops->sample(device,
@@ -673,7 +710,7 @@ static void a_recorded_step_does_what_the_direct_one_does(void **state)
     (void)state;
     struct device *device = open_gpu(DTYPE_BF16);
     const struct backend *ops = device->ops;
-    float *up = random_of(DTYPE_BF16, 2 * STEP_FFN * STEP_DIM, 0.2f, 14);
+    float *gate_up = random_of(DTYPE_BF16, 2 * STEP_FFN * STEP_DIM, 0.2f, 14);
     float *head = random_of(DTYPE_BF16, STEP_VOCAB * STEP_FFN, 0.2f, 15);
     float *gain = random_floats(STEP_DIM, 1, 16);
     struct sample_row rows[STEP_ROWS];
@@ -683,14 +720,13 @@ static void a_recorded_step_does_what_the_direct_one_does(void **state)
     struct step s = {
         .residual = ops->alloc(device, STEP_ROWS * STEP_DIM * 2),
         .normed = ops->alloc(device, STEP_ROWS * STEP_DIM * 2),
-        .wide = ops->alloc(device, STEP_ROWS * STEP_FFN * 2 * 2),
         .gated = ops->alloc(device, STEP_ROWS * STEP_FFN * 2),
         .logits = ops->alloc(device, STEP_ROWS * STEP_VOCAB * 4),
         .gain = to_device(device, gain, sizeof(float) * STEP_DIM),
         .sampled = ops->alloc(device, STEP_ROWS * sizeof(int)),
         .rows = to_device(device, rows, sizeof(rows)),
-        .up = load_weight(device, up, 2 * STEP_FFN, STEP_DIM, DTYPE_BF16),
-        .head = load_weight(device, head, STEP_VOCAB, STEP_FFN, DTYPE_BF16),
+        .gate_up = load_weight(device, gate_up, 2 * STEP_FFN, STEP_DIM, DTYPE_BF16, true),
+        .head = load_weight(device, head, STEP_VOCAB, STEP_FFN, DTYPE_BF16, false),
     };
     reserve(device, 64, 8, STEP_VOCAB);
     assert_true(ops->graph_begin(device)); /* before any of the kernels was ever launched */
@@ -718,13 +754,13 @@ static void a_recorded_step_does_what_the_direct_one_does(void **state)
     }
     ops->graph_free(device, graph);
     ops->graph_free(device, NULL);
-    void *memory[] = {s.residual, s.normed, s.wide, s.gated, s.logits, s.gain, s.sampled, s.rows};
+    void *memory[] = {s.residual, s.normed, s.gated, s.logits, s.gain, s.sampled, s.rows};
     for (size_t i = 0; i < ARRAY_LEN(memory); i++)
         ops->free(device, memory[i]);
-    ops->weight_free(device, &s.up);
+    ops->weight_free(device, &s.gate_up);
     ops->weight_free(device, &s.head);
     ops->close(device);
-    free(up);
+    free(gate_up);
     free(head);
     free(gain);
 }
@@ -745,7 +781,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(sum_words_adds_every_word_once),
         cmocka_unit_test(embed_and_gather_pick_rows),
         cmocka_unit_test(add_rmsnorm_adds_rounds_and_scales),
-        cmocka_unit_test(silu_mul_gates),
         cmocka_unit_test(rope_cache_normalises_rotates_and_stores),
         cmocka_unit_test(draws_have_the_exact_distribution),
         cmocka_unit_test(draws_are_those_of_the_cpu),
@@ -753,6 +788,7 @@ int main(int argc, char **argv)
     };
     const struct CMUnitTest products[] = {
         cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
+        cmocka_unit_test(a_gated_product_is_that_of_its_halves),
         cmocka_unit_test(a_recorded_step_does_what_the_direct_one_does),
         cmocka_unit_test(a_row_of_linear_does_not_depend_on_the_number_of_rows),
     };
