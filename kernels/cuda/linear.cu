@@ -4,60 +4,19 @@
  * x: [n_rows, n_in], W: [n_out, n_in], y: [n_rows, n_out], row-major; for the column-major library
  * y^T = W x^T. Accumulation is f32; f32 matrices are multiplied without TF32.
  *
- * Algorithms. The library's own choice changes with n_rows, and with it the order in which the n_in
- * products of an element are added: it cuts a long sum into parts where there are few tiles. So for
- * each matrix shape one algorithm is chosen for each range of n_rows, once, before the first step:
- * algorithms that cut the sum are left out, and of the others a range takes the fastest whose
- * results equal, bit for bit, those of the shape's standard algorithm, the one of the longest
- * range. Up to 256 rows the kernel of linear_decode.cu, with tiles of several sizes, is among them:
- * the library's algorithms turned out to add in its order. What is compared: rows that repeat with
- * an odd period, so that a row is also seen at many places of a tile. Shapes for which the library
- * has no such algorithm (odd sizes in 16-bit types) take a plain kernel at the end of this file.
+ * Which algorithm a product takes, linear_choose.cu decides once, before the first step. Shapes for
+ * which the library has none whose rows do not depend on their number (odd sizes in 16-bit types)
+ * take a plain kernel at the end of this file.
  *
  * Gated products are rounded to the type of x before they are gated, which silu_mul.cu does.
  */
-#include "kernels/cuda/cuda.cuh"
-#include "kernels/cuda/linear_decode.cuh"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/linear.cuh"
 
-#include <limits.h>
-#include <math.h>
 #include <stdlib.h>
-#include <string.h>
-
-#define WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper */
-#define MAX_CANDIDATES  12
-#define ALIGNMENT_BYTES 16 /* of x, W and y that callers promise */
 
 /* Rows of a gated product in scratch memory at once: 6144 columns of them, 24 MiB in 16-bit types,
  * fit into the L2 cache of a large GPU. */
 #define GATE_ROWS 2048
-
-/* The self-check: PERIOD different rows, as many as fit in CHECK_BYTES of results. */
-#define PERIOD         37
-#define MAX_CHECK_ROWS 512
-#define CHECK_BYTES    ((size_t)64 << 20)
-
-/* The last n_rows of each range; the last range has no end and is tuned for LARGEST. Wider ranges
- * cost: 2048 rows of 1024x2048 take 22 us in a range up to 4096, 13 us in their own (H200). */
-static const int range_end[] = {16, 64, 128, 256, 512, 1024, 2048, 4096, INT_MAX};
-#define N_RANGES ((int)ARRAY_LEN(range_end))
-#define LARGEST  8192
-
-/* One of the library's, or a kernel of linear_decode.cu: with which tile_rows. */
-struct algorithm {
-    int tile_rows; /* 0: the library's */
-    cublasLtMatmulAlgo_t library;
-};
-
-struct plan {
-    int n_out, n_in;
-    enum dtype out_dtype;
-    int n_ranges; /* with an algorithm: those that reserve() asked for */
-    bool plain;   /* the library has no algorithm                      */
-    cublasLtMatmulDesc_t product;
-    struct algorithm algo[N_RANGES];
-};
 
 /* A shape, and a matrix that has it for the self-check (NULL: it is gone). */
 struct shape {
@@ -79,7 +38,7 @@ void cuda_linear_open(struct cuda_device *d)
 {
     struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
     CUBLAS_CHECK(cublasLtCreate(&l->handle));
-    CUDA_CHECK(cudaMalloc(&l->workspace, WORKSPACE_BYTES));
+    CUDA_CHECK(cudaMalloc(&l->workspace, LINEAR_WORKSPACE_BYTES));
     d->linear = l;
 }
 
@@ -95,6 +54,11 @@ void cuda_linear_close(struct cuda_device *d)
     free(l);
 }
 
+cublasLtHandle_t linear_library(const struct cuda_device *d)
+{
+    return d->linear->handle;
+}
+
 /* ---- one product ---- */
 
 static cudaDataType_t cuda_type(enum dtype dtype)
@@ -106,13 +70,8 @@ static cudaDataType_t cuda_type(enum dtype dtype)
     }
 }
 
-/* The operands' layouts, column-major: W and x are [n_in, ...], y is [n_out, n_rows]. */
-struct layouts {
-    cublasLtMatrixLayoutOpaque_t w, x, y;
-};
-
-static void layouts_init(struct layouts *l, const struct cuda_device *d, const struct plan *p,
-                         int n_rows)
+void linear_layouts_init(struct linear_layouts *l, const struct cuda_device *d,
+                         const struct plan *p, int n_rows)
 {
     cudaDataType_t in = cuda_type(d->base.act_dtype), out = cuda_type(p->out_dtype);
     uint64_t n_in = (uint64_t)p->n_in, n_out = (uint64_t)p->n_out, rows = (uint64_t)n_rows;
@@ -121,12 +80,11 @@ static void layouts_init(struct layouts *l, const struct cuda_device *d, const s
     CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->y, out, n_out, rows, p->n_out));
 }
 
-static cublasStatus_t multiply(const struct cuda_device *d, const struct plan *p, void *y,
-                               const void *x, const void *w, int n_rows,
-                               const struct algorithm *algo)
+cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p, void *y, const void *x,
+                          const void *w, int n_rows, const struct algorithm *algo)
 {
     const float one = 1, zero = 0;
-    struct layouts l;
+    struct linear_layouts l;
     if (algo->tile_rows > 0) {
         const struct linear_decode_args args = {.y = y,
                                                 .x = x,
@@ -139,198 +97,13 @@ static cublasStatus_t multiply(const struct cuda_device *d, const struct plan *p
         linear_decode(d, &args);
         return CUBLAS_STATUS_SUCCESS;
     }
-    layouts_init(&l, d, p, n_rows);
+    linear_layouts_init(&l, d, p, n_rows);
     return cublasLtMatmul(d->linear->handle, p->product, &one, w, &l.w, x, &l.x, &zero, y, &l.y, y,
-                          &l.y, &algo->library, d->linear->workspace, WORKSPACE_BYTES, d->stream);
-}
-
-/* ---- candidates ---- */
-
-static void set_preference(cublasLtMatmulPreference_t preference,
-                           cublasLtMatmulPreferenceAttributes_t attribute, uint64_t value,
-                           size_t bytes)
-{
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, bytes));
-}
-
-static bool cuts_sums(const cublasLtMatmulAlgo_t *algo)
-{
-    uint32_t parts = 1;
-    size_t written;
-    CUBLAS_CHECK(cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
-                                                      sizeof(parts), &written));
-    return parts > 1;
-}
-
-/* Algorithms for n_rows, the fastest first by the library's estimate; returns how many. */
-static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cuda_device *d,
-                           const struct plan *p, int n_rows)
-{
-    struct layouts l;
-    layouts_init(&l, d, p, n_rows);
-    cublasLtMatmulPreference_t preference;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES, 8);
-    set_preference(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                   CUBLASLT_REDUCTION_SCHEME_NONE, 4);
-    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, ALIGNMENT_BYTES, 4);
-    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, ALIGNMENT_BYTES, 4);
-    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, ALIGNMENT_BYTES, 4);
-    set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, ALIGNMENT_BYTES, 4);
-    cublasLtMatmulHeuristicResult_t found[MAX_CANDIDATES];
-    int n_found = 0, n = 0;
-    cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(d->linear->handle, p->product, &l.w, &l.x, &l.y, &l.y,
-                                       preference, MAX_CANDIDATES, found, &n_found);
-    CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-    if (status != CUBLAS_STATUS_SUCCESS)
-        n_found = 0;
-    for (int i = 0; i < n_found; i++) {
-        if (found[i].state == CUBLAS_STATUS_SUCCESS && !cuts_sums(&found[i].algo))
-            out[n++] = (struct algorithm){.tile_rows = 0, .library = found[i].algo};
-    }
-    return n;
-}
-
-/* ---- the self-check ---- */
-
-static const int decode_tiles[] = LINEAR_DECODE_TILES;
-
-/* Algorithms of a range that are compared with each other. */
-#define MAX_CHOICES (N_RANGES + MAX_CANDIDATES + (int)ARRAY_LEN(decode_tiles))
-
-/* Products of all algorithms of a range are enqueued before the host waits for what they gave. */
-struct check {
-    const void *w;
-    char *memory;     /* of the following                             */
-    char *x;          /* [n_rows, n_in], row i equal to row i % PERIOD  */
-    char *y;          /* [n_rows, n_out]                                */
-    char *standard;   /* [PERIOD, n_out]: what all algorithms must give */
-    int *differences; /* [MAX_CHOICES]                                  */
-    char *other;      /* [other_bytes]: more than the L2 cache holds    */
-    size_t other_bytes;
-    int n_rows;
-    cudaEvent_t event[MAX_CHOICES + 1];
-};
-
-template <typename T> static __global__ void fill_rows_kernel(T *x, int n_in, size_t n)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n)
-        return;
-    uint32_t h = (uint32_t)(i / n_in % PERIOD * 0x9E3779B1u + i % n_in * 0x85EBCA77u);
-    h = (h ^ h >> 15) * 0x2C1B3C6Du;
-    h = (h ^ h >> 12) * 0x297A2D39u;
-    x[i] = from_float<T>((float)(int32_t)(h ^ h >> 15) * 0x1p-31f);
-}
-
-/* y, standard: 16-bit words, row_words a row */
-static __global__ void count_differences_kernel(int *differences, const uint16_t *y,
-                                                const uint16_t *standard, int row_words, size_t n)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n && y[i] != standard[i % ((size_t)row_words * PERIOD)])
-        atomicAdd(differences, 1);
-}
-
-static size_t l2_bytes(void)
-{
-    int device, bytes;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device));
-    return (size_t)bytes;
-}
-
-static int check_open(struct check *c, struct cuda_device *d, const struct plan *p, const void *w)
-{
-    const int n_threads = 256;
-    size_t row_bytes = (size_t)p->n_out * dtype_bytes(p->out_dtype);
-    *c = {};
-    for (size_t i = 0; i < ARRAY_LEN(c->event); i++)
-        CUDA_CHECK(cudaEventCreate(&c->event[i]));
-    c->w = w;
-    c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), MAX_CHECK_ROWS);
-    c->other_bytes = l2_bytes() / 4 * 5;
-    size_t n = (size_t)c->n_rows * (size_t)p->n_in, offset[5];
-    const size_t bytes[] = {n * dtype_bytes(d->base.act_dtype), c->n_rows * row_bytes,
-                            PERIOD * row_bytes, MAX_CHOICES * sizeof(int), c->other_bytes};
-    size_t total = 0;
-    for (size_t i = 0; i < ARRAY_LEN(bytes); i++) {
-        offset[i] = total;
-        total += CEIL_DIV(bytes[i], (size_t)256) * 256;
-    }
-    c->memory = (char *)cuda_alloc(&d->base, total);
-    if (!c->memory)
-        return err_prefix("choosing matrix products");
-    c->x = c->memory + offset[0];
-    c->y = c->memory + offset[1];
-    c->standard = c->memory + offset[2];
-    c->differences = (int *)(c->memory + offset[3]);
-    c->other = c->memory + offset[4];
-    CUDA_DISPATCH(
-        d->base.act_dtype, T,
-        fill_rows_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
-            (T *)c->x, p->n_in, n));
-    CUDA_CHECK_LAUNCH();
-    return 0;
-}
-
-static void check_close(struct check *c, struct cuda_device *d)
-{
-    CUDA_CHECK(cudaStreamSynchronize(d->stream));
-    cuda_free(&d->base, c->memory);
-    for (size_t i = 0; i < ARRAY_LEN(c->event); i++)
-        CUDA_CHECK(cudaEventDestroy(c->event[i]));
-}
-
-/* The rows of a range's first and largest product, as many as the check has: all ranges beyond it
- * are checked with the same product. */
-static int first_rows(const struct check *c, int range)
-{
-    return MIN(range == 0 ? 1 : range_end[range - 1] + 1, c->n_rows);
-}
-
-static int last_rows(const struct check *c, int range)
-{
-    return MIN(range_end[range], c->n_rows);
-}
-
-static void check_clear(const struct check *c, struct cuda_device *d)
-{
-    CUDA_CHECK(cudaMemsetAsync(c->differences, 0, MAX_CHOICES * sizeof(int), d->stream));
-}
-
-/* Adds to differences[counter] in how many places the algorithm's products at both ends of a range
- * differ from the standard. false: it cannot do them. */
-static bool check_range(const struct check *c, struct cuda_device *d, const struct plan *p,
-                        const struct algorithm *algo, int range, int counter)
-{
-    const int n_threads = 256, n_rows[] = {first_rows(c, range), last_rows(c, range)};
-    int row_words = (int)((size_t)p->n_out * dtype_bytes(p->out_dtype) / sizeof(uint16_t));
-    for (size_t i = n_rows[0] == n_rows[1]; i < ARRAY_LEN(n_rows); i++) {
-        if (multiply(d, p, c->y, c->x, c->w, n_rows[i], algo) != CUBLAS_STATUS_SUCCESS)
-            return false;
-        size_t n = (size_t)n_rows[i] * (size_t)row_words;
-        count_differences_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0,
-                                   d->stream>>>(c->differences + counter, (const uint16_t *)c->y,
-                                                (const uint16_t *)c->standard, row_words, n);
-        CUDA_CHECK_LAUNCH();
-    }
-    return true;
-}
-
-/* Waits for the checks since check_clear(). */
-static void check_read(const struct check *c, struct cuda_device *d, int differences[MAX_CHOICES])
-{
-    cuda_download(&d->base, differences, c->differences, MAX_CHOICES * sizeof(int));
+                          &l.y, &algo->library, d->linear->workspace, LINEAR_WORKSPACE_BYTES,
+                          d->stream);
 }
 
 /* ---- plans ---- */
-
-static int tuned_rows(int range)
-{
-    return MIN(range_end[range], LARGEST);
-}
 
 static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
 {
@@ -344,207 +117,6 @@ static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
                                                 &transposed, sizeof(transposed)));
 }
 
-static bool same_algorithm(const struct algorithm *a, const struct algorithm *b)
-{
-    return a->tile_rows == b->tile_rows &&
-           memcmp(&a->library, &b->library, sizeof(a->library)) == 0;
-}
-
-/* Takes the algorithm as the standard, if its rows do not depend on their number: then it can serve
- * any range. */
-static bool try_standard(struct plan *p, struct cuda_device *d, const struct check *c,
-                         const struct algorithm *algo)
-{
-    int differences[MAX_CHOICES];
-    if (multiply(d, p, c->standard, c->x, c->w, PERIOD, algo) != CUBLAS_STATUS_SUCCESS)
-        return false;
-    check_clear(c, d);
-    for (int range = 0; range < p->n_ranges; range++) {
-        bool repeats = range > 0 && first_rows(c, range - 1) == c->n_rows;
-        if (!repeats && !check_range(c, d, p, algo, range, 0))
-            return false;
-        p->algo[range] = *algo;
-    }
-    check_read(c, d, differences);
-    return differences[0] == 0;
-}
-
-/* Algorithms that a range may take, each once. */
-struct choices {
-    int n;
-    struct algorithm algo[MAX_CHOICES];
-    float ms[MAX_CHOICES]; /* of a few products; INFINITY: other results, or none */
-};
-
-static void choices_add(struct choices *o, const struct algorithm *algo)
-{
-    for (int i = 0; i < o->n; i++) {
-        if (same_algorithm(&o->algo[i], algo))
-            return;
-    }
-    o->algo[o->n++] = *algo;
-}
-
-/* Stands for what is ahead of a product in a step: reads so much that nothing of W is left in the
- * L2 cache. found: where it is noted when all bits are set, so that the reads are needed. */
-static __global__ void neighbour_kernel(const uint4 *memory, size_t n, int *found)
-{
-    previous_kernel_wait();
-    uint32_t bits = 0xFFFFFFFFu;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
-         i += (size_t)gridDim.x * blockDim.x) {
-        uint4 x = memory[i];
-        bits &= x.x & x.y & x.z & x.w;
-    }
-    if (bits == 0xFFFFFFFFu)
-        *found = 1;
-    next_kernel_start();
-}
-
-static void run_neighbour(const struct check *c, struct cuda_device *d)
-{
-    const int n_threads = 512, blocks_per_sm = 4;
-    cuda_launch_early(d, neighbour_kernel, dim3((unsigned)(blocks_per_sm * d->n_sms)), n_threads, 0,
-                      (const uint4 *)c->other, c->other_bytes / sizeof(uint4), c->differences);
-}
-
-/* Times the choices from `first` on that give the right results, with the most rows of the range.
- * The neighbour takes longer than the host to enqueue what follows it, so one more goes ahead. */
-static void choices_run(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
-                        const struct check *c, int range)
-{
-    const int n_runs = 4;
-    run_neighbour(c, d);
-    CUDA_CHECK(cudaEventRecord(c->event[first], d->stream));
-    for (int i = first; i < o->n; i++) {
-        for (int run = 0; run < n_runs && isfinite(o->ms[i]); run++) {
-            run_neighbour(c, d);
-            CUBLAS_CHECK(multiply(d, p, c->y, c->x, c->w, last_rows(c, range), &o->algo[i]));
-        }
-        CUDA_CHECK(cudaEventRecord(c->event[i + 1], d->stream));
-    }
-    CUDA_CHECK(cudaEventSynchronize(c->event[o->n]));
-}
-
-/* Checks and times the choices from `first` on. */
-static void choices_time(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
-                         const struct check *c, int range)
-{
-    int differences[MAX_CHOICES];
-    check_clear(c, d);
-    for (int i = first; i < o->n; i++)
-        o->ms[i] = check_range(c, d, p, &o->algo[i], range, i) ? 0 : INFINITY;
-    check_read(c, d, differences);
-    for (int i = first; i < o->n; i++)
-        o->ms[i] = differences[i] == 0 ? o->ms[i] : INFINITY;
-    choices_run(o, first, p, d, c, range);
-    for (int i = first; i < o->n; i++) {
-        if (isfinite(o->ms[i]))
-            CUDA_CHECK(cudaEventElapsedTime(&o->ms[i], c->event[i], c->event[i + 1]));
-    }
-}
-
-static int choices_fastest(const struct choices *o)
-{
-    int best = 0;
-    for (int i = 1; i < o->n; i++)
-        best = o->ms[i] < o->ms[best] ? i : best;
-    return best;
-}
-
-/* Up to 512 rows the library's first choice without split sums is at times ten times slower than
- * another one (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer
- * ranges; if neither it nor our kernel does, all candidates are timed. */
-static void choose_by_time(struct plan *p, struct cuda_device *d, const struct check *c, int range,
-                           const struct algorithm *candidate, int n)
-{
-    struct choices o = {};
-    if (linear_decode_can(d, p->n_out, p->n_in, range_end[range])) {
-        struct algorithm own = {};
-        for (size_t i = 0; i < ARRAY_LEN(decode_tiles); i++) {
-            own.tile_rows = decode_tiles[i];
-            choices_add(&o, &own);
-        }
-    }
-    if (n > 0)
-        choices_add(&o, &candidate[0]);
-    int n_first = o.n;
-    for (int longer = range + 1; longer < p->n_ranges; longer++)
-        choices_add(&o, &p->algo[longer]);
-    choices_time(&o, 0, p, d, c, range);
-    int n_timed = o.n, best = choices_fastest(&o);
-    if (best >= n_first) {
-        for (int i = 1; i < n; i++)
-            choices_add(&o, &candidate[i]);
-        if (o.n > n_timed)
-            choices_time(&o, n_timed, p, d, c, range);
-        best = choices_fastest(&o);
-    }
-    p->algo[range] = o.algo[best];
-}
-
-/* Whether a check of this range would repeat one that the algorithm has passed. */
-static bool is_checked(const struct plan *p, const struct check *c, const struct algorithm *algo,
-                       int range)
-{
-    if (same_algorithm(algo, &p->algo[p->n_ranges - 1])) /* the standard */
-        return true;
-    return first_rows(c, range) == c->n_rows && same_algorithm(algo, &p->algo[range + 1]);
-}
-
-/* The library's first choice that has the standard's results. */
-static void choose_by_estimate(struct plan *p, struct cuda_device *d, const struct check *c,
-                               int range, const struct algorithm *candidate, int n)
-{
-    int differences[MAX_CHOICES];
-    for (int i = 0; i < n; i++) {
-        bool passes = is_checked(p, c, &candidate[i], range);
-        if (!passes) {
-            check_clear(c, d);
-            passes = check_range(c, d, p, &candidate[i], range, 0);
-            check_read(c, d, differences);
-            passes = passes && differences[0] == 0;
-        }
-        if (passes) {
-            p->algo[range] = candidate[i];
-            return;
-        }
-    }
-}
-
-/* Replaces the standard algorithm in a range by a faster one with the same results. */
-static void choose_algorithm(struct plan *p, struct cuda_device *d, const struct check *c,
-                             int range)
-{
-    struct algorithm candidate[MAX_CANDIDATES];
-    int n = find_candidates(candidate, d, p, tuned_rows(range));
-    if (range_end[range] > c->n_rows)
-        choose_by_estimate(p, d, c, range, candidate, n);
-    else
-        choose_by_time(p, d, c, range, candidate, n);
-}
-
-/* Fills in the algorithms of the first n_ranges ranges. */
-static int choose_algorithms(struct plan *p, struct cuda_device *d, const void *w, int n_ranges)
-{
-    struct algorithm candidate[MAX_CANDIDATES];
-    struct check c;
-    int standard = 0;
-    p->n_ranges = n_ranges;
-    int n = find_candidates(candidate, d, p, tuned_rows(n_ranges - 1));
-    int rc = check_open(&c, d, p, w);
-    while (rc == 0 && standard < n && !try_standard(p, d, &c, &candidate[standard]))
-        standard++;
-    p->plain = standard == n;
-    for (int range = n_ranges - 2; rc == 0 && !p->plain && range >= 0; range--)
-        choose_algorithm(p, d, &c, range);
-    check_close(&c, d);
-    if (p->plain)
-        log_debug("products of [%d, %d] %s matrices take the plain kernel", p->n_out, p->n_in,
-                  dtype_name(d->base.act_dtype));
-    return rc;
-}
-
 static struct plan *find_plan(const struct cuda_linear *l, int n_out, int n_in,
                               enum dtype out_dtype)
 {
@@ -556,21 +128,13 @@ static struct plan *find_plan(const struct cuda_linear *l, int n_out, int n_in,
     return NULL;
 }
 
-static int range_of(int n_rows)
-{
-    int range = 0;
-    while (n_rows > range_end[range])
-        range++;
-    return range;
-}
-
 /* A plan for up to max_rows rows, made when it is not there. NULL with an error. */
 static struct plan *get_plan(struct cuda_device *d, const struct shape *shape, enum dtype out_dtype,
                              int max_rows)
 {
     struct cuda_linear *l = d->linear;
     struct plan *p = find_plan(l, shape->n_out, shape->n_in, out_dtype);
-    int n_ranges = range_of(max_rows) + 1;
+    int n_ranges = linear_range_of(max_rows) + 1;
     if (p && p->n_ranges >= n_ranges)
         return p;
     if (!p) {
@@ -578,7 +142,7 @@ static struct plan *get_plan(struct cuda_device *d, const struct shape *shape, e
         p = &l->plan[l->n_plans++];
         plan_init(p, shape->n_out, shape->n_in, out_dtype);
     }
-    return choose_algorithms(p, d, shape->data, n_ranges) == 0 ? p : NULL;
+    return linear_choose(p, d, shape->data, n_ranges) == 0 ? p : NULL;
 }
 
 static struct shape shape_of(const struct weight *w)
@@ -705,13 +269,13 @@ static void multiply_all(struct cuda_device *d, const struct linear_args *args)
     struct plan *p = get_plan(d, &shape, args->out_dtype, args->n_rows);
     if (!p)
         die("%s", err_get());
-    bool aligned = ((size_t)args->x | (size_t)args->out) % ALIGNMENT_BYTES == 0;
+    bool aligned = ((size_t)args->x | (size_t)args->out) % LINEAR_ALIGNMENT == 0;
     assert(p->plain || aligned);
     if (p->plain)
         multiply_plain(d, p, args->out, args->x, w->data, args->n_rows);
     else
-        CUBLAS_CHECK(multiply(d, p, args->out, args->x, w->data, args->n_rows,
-                              &p->algo[range_of(args->n_rows)]));
+        CUBLAS_CHECK(linear_run(d, p, args->out, args->x, w->data, args->n_rows,
+                                &p->algo[linear_range_of(args->n_rows)]));
     if (!args->bias)
         return;
     size_t n = (size_t)args->n_rows * (size_t)w->n_out;

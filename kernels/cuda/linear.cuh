@@ -1,0 +1,47 @@
+/* linear.cuh - how a matrix is multiplied with: the plan that linear_choose.cu makes and linear.cu
+ * follows.
+ */
+#ifndef QUIRE_CUDA_LINEAR_CUH
+#define QUIRE_CUDA_LINEAR_CUH
+
+#include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/linear_decode.cuh"
+
+#define LINEAR_WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper     */
+#define LINEAR_ALIGNMENT       16                 /* bytes, of x, W and y: callers promise it */
+#define LINEAR_RANGES          9                  /* of numbers of rows: see linear_choose.cu */
+
+/* One of the library's, or a kernel of linear_decode.cu: with which tile_rows. */
+struct algorithm {
+    int tile_rows; /* 0: the library's */
+    cublasLtMatmulAlgo_t library;
+};
+
+struct plan {
+    int n_out, n_in;
+    enum dtype out_dtype;
+    int n_ranges; /* with an algorithm: those that reserve() asked for */
+    bool plain;   /* the library has no algorithm                      */
+    cublasLtMatmulDesc_t product;
+    struct algorithm algo[LINEAR_RANGES];
+};
+
+/* The operands' layouts, column-major: W and x are [n_in, ...], y is [n_out, n_rows]. */
+struct linear_layouts {
+    cublasLtMatrixLayoutOpaque_t w, x, y;
+};
+
+/* linear.cu */
+cublasLtHandle_t linear_library(const struct cuda_device *d);
+void linear_layouts_init(struct linear_layouts *l, const struct cuda_device *d,
+                         const struct plan *p, int n_rows);
+/* Enqueues y = x W^T, unless the library says that it cannot do it with this algorithm. */
+cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p, void *y, const void *x,
+                          const void *w, int n_rows, const struct algorithm *algo);
+
+/* linear_choose.cu */
+int linear_range_of(int n_rows); /* the range that so many rows are in */
+/* Fills in the algorithms of the first n_ranges ranges; w: a matrix of the plan's shape. */
+int linear_choose(struct plan *p, struct cuda_device *d, const void *w, int n_ranges);
+
+#endif
