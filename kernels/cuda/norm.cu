@@ -23,16 +23,19 @@ static __device__ __forceinline__ float block_sum(float x)
     return warp_sum(lane < blockDim.x / CUDA_WARP ? part[lane] : 0);
 }
 
-/* out, residual, delta: [n_rows, dim] */
+/* out, residual, delta: [n_rows, dim]. The gain is there before the step, and that of a thread's
+ * first elements is read before the wait: most rows have no more. */
 template <typename T, int V, int PACKS>
-static __global__ void add_rmsnorm_kernel(T *out, T *residual, const T *delta, const float *gain,
-                                          int dim, float eps)
+static __global__ void __launch_bounds__(CUDA_MAX_THREADS)
+    add_rmsnorm_kernel(T *out, T *residual, const T *delta, const float *gain, int dim, float eps)
 {
     next_kernel_start();
-    previous_kernel_wait();
     size_t row = (size_t)blockIdx.x * dim;
     pack<T, V> x[PACKS];
-    float squares = 0;
+    float first_gain[V], squares = 0;
+    for (int v = 0; v < V; v++)
+        first_gain[v] = threadIdx.x * V < dim ? gain[threadIdx.x * V + v] : 0;
+    previous_kernel_wait();
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
         int i = (p * blockDim.x + threadIdx.x) * V;
@@ -54,8 +57,10 @@ static __global__ void add_rmsnorm_kernel(T *out, T *residual, const T *delta, c
         int i = (p * blockDim.x + threadIdx.x) * V;
         if (i >= dim)
             break;
-        for (int v = 0; v < V; v++)
-            x[p].x[v] = from_float<T>(to_float(x[p].x[v]) * scale * gain[i + v]);
+        for (int v = 0; v < V; v++) {
+            float g = p == 0 ? first_gain[v] : gain[i + v];
+            x[p].x[v] = from_float<T>(to_float(x[p].x[v]) * scale * g);
+        }
         store_pack<T, V>(out, row + i, x[p]);
     }
 }
