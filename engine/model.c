@@ -403,12 +403,13 @@ static void project(const struct model *m, void *out, const void *x, const struc
     m->device->ops->linear(m->device, &linear);
 }
 
-/* Rotates Q and K of a->wide, writes K and V of layer i into the cache, and what the queries get
- * into a->narrow. */
+/* Projects a->narrow to queries, keys and values of layer i, writes K and V into the cache, and
+ * what the queries get into a->narrow. */
 static void attend(const struct model *m, struct activations *a, const struct forward_args *args,
                    int i)
 {
     const struct model_arch *arch = &m->arch;
+    const struct model_layer *l = &m->layer[i];
     const struct attention_shape shape = {
         .n_heads = arch->n_heads,
         .n_kv_heads = arch->n_kv_heads,
@@ -416,10 +417,19 @@ static void attend(const struct model *m, struct activations *a, const struct fo
         .block_size = args->block_size,
         .kv_dtype = args->kv_dtype,
     };
+    const struct linear_args qkv = {
+        .out = a->wide,
+        .x = a->narrow,
+        .weight = &l->qkv,
+        .bias = l->qkv_bias,
+        .n_rows = args->batch->n_tokens,
+        .out_dtype = m->device->act_dtype,
+    };
     const struct rope_cache_args rope_cache = {
+        .product = &qkv,
         .qkv = a->wide,
-        .q_gain = m->layer[i].q_gain,
-        .k_gain = m->layer[i].k_gain,
+        .q_gain = l->q_gain,
+        .k_gain = l->k_gain,
         .rope = m->rope,
         .norm_eps = arch->norm_eps,
         .kv = args->kv[i],
@@ -476,7 +486,6 @@ void model_forward(const struct model *m, struct activations *a, const struct fo
         const struct model_layer *l = &m->layer[i];
         const void *delta = i > 0 ? a->narrow : NULL; /* of the layer before */
         ops->add_rmsnorm(m->device, a->narrow, a->residual, delta, l->attn_gain, n, hidden, eps);
-        project(m, a->wide, a->narrow, &l->qkv, l->qkv_bias, n);
         attend(m, a, args, i);
         project(m, a->wide, a->narrow, &l->o, l->o_bias, n);
 

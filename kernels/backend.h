@@ -178,11 +178,13 @@ struct copy_blocks_args {
 };
 
 /* For each token: RMS-normalise each head of Q and K (when gains are given), rotate them by
- * position, store K and V in the cache at the token's slot. Q is changed in place.
+ * position, store K and V in the cache at the token's slot. Q stays where it is.
  * Rotation (GPT-NeoX halves, as in Hugging Face): with c, s = table[position][j], j < head_dim / 2:
  *   (x[j], x[j + head_dim/2]) <- (x[j] c - x[j + head_dim/2] s, x[j + head_dim/2] c + x[j] s) */
 struct rope_cache_args {
-    void *qkv; /* [n_tokens, (n_heads + 2 n_kv_heads) head_dim]: Q heads, K heads, V heads */
+    const struct linear_args *product; /* what gives qkv first, its out; NULL: qkv is there */
+    void *qkv; /* [n_tokens, (n_heads + 2 n_kv_heads) head_dim]: Q heads, K heads, V heads;
+                  of what a product gave, only Q is there afterwards                        */
     const float *q_gain, *k_gain; /* [head_dim], or NULL: no QK-norm                        */
     const float *rope;            /* [max_position, head_dim]: cosines, then sines          */
     float norm_eps;

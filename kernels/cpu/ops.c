@@ -22,6 +22,8 @@ void cpu_rope_cache(struct device *device, const struct rope_cache_args *args)
     const struct attention_shape *s = &args->shape;
     int width = (s->n_heads + 2 * s->n_kv_heads) * s->head_dim;
     assert(s->head_dim % 2 == 0 && s->head_dim <= MAX_HEAD_DIM);
+    if (args->product)
+        cpu_linear(device, args->product);
 #pragma omp parallel for schedule(static) num_threads(cpu_threads(d, args->batch->n_tokens, width))
     for (int t = 0; t < args->batch->n_tokens; t++)
         d->kernels->rope_cache(args, t);

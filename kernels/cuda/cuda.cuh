@@ -91,24 +91,35 @@ static inline void cuda_device_read_limits(struct cuda_device *d)
  * library's code for the GPU can wait for that (d->overlaps). Each of its blocks calls
  * previous_kernel_wait() before it reads what kernels ahead wrote and before it writes what they
  * use. Those may have been launched in this way too: what nobody waits for must have been there
- * before the first of them, which is always launched in the ordinary way. */
+ * before the first of them, which is always launched in the ordinary way. _clusters: n_blocks
+ * neighbours reach each other's shared memory, where d->overlaps. */
 template <typename... Params, typename... Args>
-static void cuda_launch_early(const struct cuda_device *d, void (*kernel)(Params...), dim3 grid,
-                              int n_threads, int shared_bytes, const Args &...args)
+static void cuda_launch_early_clusters(const struct cuda_device *d, void (*kernel)(Params...),
+                                       dim3 grid, int n_blocks, int n_threads, int shared_bytes,
+                                       const Args &...args)
 {
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {(unsigned)n_blocks, 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3((unsigned)n_threads);
     config.dynamicSmemBytes = (size_t)shared_bytes;
     config.stream = d->stream;
-    config.attrs = &early;
-    config.numAttrs = d->overlaps ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = !d->overlaps ? 0 : n_blocks > 1 ? 2 : 1;
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
+}
+
+template <typename... Params, typename... Args>
+static void cuda_launch_early(const struct cuda_device *d, void (*kernel)(Params...), dim3 grid,
+                              int n_threads, int shared_bytes, const Args &...args)
+{
+    cuda_launch_early_clusters(d, kernel, grid, 1, n_threads, shared_bytes, args...);
 }
 
 /* Whether the library's code for the GPU has products of warp groups, which are 9.0's alone. */
@@ -277,6 +288,12 @@ void cuda_loader_close(struct cuda_device *d); /* accepts a device without one *
 /* Whether the library's code for the current GPU is of compute capability 9.0 or later: a later GPU
  * may run code compiled for an earlier one. */
 bool cuda_kernels_can_wait(void);
+
+/* The product that gives queries, keys and values, and what rope_cache() does to them, in one
+ * kernel where that is the faster way; false: nothing is done. */
+struct rope_params; /* rope_cache.cuh */
+bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
+                       const struct rope_params *heads);
 
 /* A matrix is there (is about to go): linear.cu keeps the shapes that it will be asked for. */
 void cuda_linear_add_weight(struct cuda_device *d, const struct weight *w);

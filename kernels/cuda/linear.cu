@@ -11,12 +11,9 @@
  * Gated products are rounded to the type of x before they are gated, which silu_mul.cu does.
  */
 #include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/rope_cache.cuh"
 
 #include <stdlib.h>
-
-/* Rows of a gated product in scratch memory at once: 6144 columns of them, 24 MiB in 16-bit types,
- * fit into the L2 cache of a large GPU. */
-#define GATE_ROWS 2048
 
 /* A shape, and a matrix that has it for the self-check (NULL: it is gone). */
 struct shape {
@@ -71,59 +68,34 @@ static cudaDataType_t cuda_type(enum dtype dtype)
 }
 
 void linear_layouts_init(struct linear_layouts *l, const struct cuda_device *d,
-                         const struct plan *p, int n_rows)
+                         const struct product_shape *shape, int n_rows)
 {
-    cudaDataType_t in = cuda_type(d->base.act_dtype), out = cuda_type(p->out_dtype);
-    uint64_t n_in = (uint64_t)p->n_in, n_out = (uint64_t)p->n_out, rows = (uint64_t)n_rows;
-    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->w, in, n_in, n_out, p->n_in));
-    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->x, in, n_in, rows, p->n_in));
-    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->y, out, n_out, rows, p->n_out));
-}
-
-cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p, void *y, const void *x,
-                          const void *w, int n_rows, const struct algorithm *algo)
-{
-    const float one = 1, zero = 0;
-    struct linear_layouts l;
-    if (algo->tile_rows > 0) {
-        const struct linear_decode_args args = {.y = y,
-                                                .x = x,
-                                                .w = w,
-                                                .n_rows = n_rows,
-                                                .n_out = p->n_out,
-                                                .n_in = p->n_in,
-                                                .tile_rows = algo->tile_rows,
-                                                .out_dtype = p->out_dtype};
-        linear_decode(d, &args);
-        return CUBLAS_STATUS_SUCCESS;
-    }
-    linear_layouts_init(&l, d, p, n_rows);
-    return cublasLtMatmul(d->linear->handle, p->product, &one, w, &l.w, x, &l.x, &zero, y, &l.y, y,
-                          &l.y, &algo->library, d->linear->workspace, LINEAR_WORKSPACE_BYTES,
-                          d->stream);
+    cudaDataType_t in = cuda_type(d->base.act_dtype), out = cuda_type(shape->out_dtype);
+    uint64_t n_in = (uint64_t)shape->n_in, n_out = (uint64_t)shape->n_out, rows = (uint64_t)n_rows;
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->w, in, n_in, n_out, shape->n_in));
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->x, in, n_in, rows, shape->n_in));
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit(&l->y, out, n_out, rows, shape->n_out));
 }
 
 /* ---- plans ---- */
 
-static void plan_init(struct plan *p, int n_out, int n_in, enum dtype out_dtype)
+static void plan_init(struct plan *p, const struct product_shape *shape)
 {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     *p = {};
-    p->n_out = n_out;
-    p->n_in = n_in;
-    p->out_dtype = out_dtype;
+    p->shape = *shape;
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA,
                                                 &transposed, sizeof(transposed)));
 }
 
-static struct plan *find_plan(const struct cuda_linear *l, int n_out, int n_in,
-                              enum dtype out_dtype)
+static struct plan *find_plan(const struct cuda_linear *l, const struct product_shape *shape)
 {
     for (size_t i = 0; i < l->n_plans; i++) {
-        struct plan *p = &l->plan[i];
-        if (p->n_out == n_out && p->n_in == n_in && p->out_dtype == out_dtype)
-            return p;
+        const struct product_shape *s = &l->plan[i].shape;
+        if (s->n_out == shape->n_out && s->n_in == shape->n_in && s->gated == shape->gated &&
+            s->out_dtype == shape->out_dtype)
+            return &l->plan[i];
     }
     return NULL;
 }
@@ -133,14 +105,15 @@ static struct plan *get_plan(struct cuda_device *d, const struct shape *shape, e
                              int max_rows)
 {
     struct cuda_linear *l = d->linear;
-    struct plan *p = find_plan(l, shape->n_out, shape->n_in, out_dtype);
+    const struct product_shape s = {shape->n_out, shape->n_in, shape->gated, out_dtype};
+    struct plan *p = find_plan(l, &s);
     int n_ranges = linear_range_of(max_rows) + 1;
     if (p && p->n_ranges >= n_ranges)
         return p;
     if (!p) {
         array_reserve(&l->plan, &l->plan_capacity, l->n_plans + 1, sizeof(*l->plan));
         p = &l->plan[l->n_plans++];
-        plan_init(p, shape->n_out, shape->n_in, out_dtype);
+        plan_init(p, &s);
     }
     return linear_choose(p, d, shape->data, n_ranges) == 0 ? p : NULL;
 }
@@ -184,7 +157,7 @@ int cuda_linear_reserve(struct cuda_device *d, const struct step_limits *limits)
     for (size_t i = 0; i < l->n_shapes; i++) {
         const struct shape *s = &l->shape[i];
         bool logits = s->n_out == limits->vocab && !s->gated;
-        int max_rows = s->gated ? MIN(limits->max_tokens, GATE_ROWS) : limits->max_tokens;
+        int max_rows = s->gated ? MIN(limits->max_tokens, LINEAR_GATE_ROWS) : limits->max_tokens;
         if (s->data && !get_plan(d, s, logits ? DTYPE_F32 : d->base.act_dtype,
                                  logits ? limits->max_rows : max_rows))
             return -1;
@@ -200,7 +173,7 @@ size_t cuda_gate_workspace_bytes(const struct cuda_device *d, const struct step_
         if (l->shape[i].gated)
             n_out = MAX(n_out, l->shape[i].n_out);
     }
-    size_t n_rows = (size_t)MIN(limits->max_tokens, GATE_ROWS);
+    size_t n_rows = (size_t)MAX(MIN(limits->max_tokens, LINEAR_GATE_ROWS), LINEAR_CHECK_ROWS);
     return n_rows * (size_t)n_out * dtype_bytes(d->base.act_dtype);
 }
 
@@ -233,23 +206,24 @@ static __global__ void plain_kernel(Out *y, const T *x, const T *w, int n_rows, 
         y[(size_t)row * n_out + column] = from_float<Out>(sum);
 }
 
-static void multiply_plain(const struct cuda_device *d, const struct plan *p, void *y,
-                           const void *x, const void *w, int n_rows)
+static void multiply_plain(const struct cuda_device *d, const struct product_shape *s, void *y,
+                           const struct product *product)
 {
     dim3 block(TILE, TILE);
-    dim3 grid((unsigned)CEIL_DIV(p->n_out, TILE), (unsigned)CEIL_DIV(n_rows, TILE));
+    dim3 grid((unsigned)CEIL_DIV(s->n_out, TILE), (unsigned)CEIL_DIV(product->n_rows, TILE));
     CUDA_DISPATCH(d->base.act_dtype, T, {
-        if (p->out_dtype == DTYPE_F32)
-            plain_kernel<<<grid, block, 0, d->stream>>>((float *)y, (const T *)x, (const T *)w,
-                                                        n_rows, p->n_out, p->n_in);
+        const T *x = (const T *)product->x, *w = (const T *)product->w;
+        if (s->out_dtype == DTYPE_F32)
+            plain_kernel<<<grid, block, 0, d->stream>>>((float *)y, x, w, product->n_rows, s->n_out,
+                                                        s->n_in);
         else
-            plain_kernel<<<grid, block, 0, d->stream>>>((T *)y, (const T *)x, (const T *)w, n_rows,
-                                                        p->n_out, p->n_in);
+            plain_kernel<<<grid, block, 0, d->stream>>>((T *)y, x, w, product->n_rows, s->n_out,
+                                                        s->n_in);
     });
     CUDA_CHECK_LAUNCH();
 }
 
-/* ---- the operation ---- */
+/* ---- one product ---- */
 
 /* y: [n_rows, n_out] */
 template <typename T>
@@ -260,57 +234,137 @@ static __global__ void add_bias_kernel(T *y, const float *bias, int n_out, size_
         y[i] = from_float<T>(to_float(y[i]) + bias[i % n_out]);
 }
 
-/* out = x W^T + bias, of all rows of a gated W as well */
-static void multiply_all(struct cuda_device *d, const struct linear_args *args)
+static void add_bias(const struct cuda_device *d, const struct product_shape *s, void *y,
+                     const struct product *product)
 {
     const int n_threads = 256;
-    const struct weight *w = args->weight;
-    const struct shape shape = shape_of(w);
-    struct plan *p = get_plan(d, &shape, args->out_dtype, args->n_rows);
-    if (!p)
-        die("%s", err_get());
-    bool aligned = ((size_t)args->x | (size_t)args->out) % LINEAR_ALIGNMENT == 0;
-    assert(p->plain || aligned);
-    if (p->plain)
-        multiply_plain(d, p, args->out, args->x, w->data, args->n_rows);
-    else
-        CUBLAS_CHECK(linear_run(d, p, args->out, args->x, w->data, args->n_rows,
-                                &p->algo[linear_range_of(args->n_rows)]));
-    if (!args->bias)
-        return;
-    size_t n = (size_t)args->n_rows * (size_t)w->n_out;
+    size_t n = (size_t)product->n_rows * (size_t)s->n_out;
     CUDA_DISPATCH(
-        args->out_dtype, T,
+        s->out_dtype, T,
         add_bias_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
-            (T *)args->out, args->bias, w->n_out, n));
+            (T *)y, product->bias, s->n_out, n));
     CUDA_CHECK_LAUNCH();
 }
 
-static void multiply_gated(struct cuda_device *d, const struct linear_args *args)
+static void multiply_own(const struct cuda_device *d, const struct plan *p, void *y,
+                         const struct product *product, const struct algorithm *algo, bool gated)
 {
-    const struct weight *w = args->weight;
-    size_t bytes = dtype_bytes(d->base.act_dtype), x_bytes = (size_t)w->n_in * bytes;
-    size_t sum_bytes = (size_t)w->n_out * bytes, out_bytes = sum_bytes / 2;
-    struct linear_args part = *args;
-    part.out = d->gate_workspace;
-    assert(args->out_dtype == d->base.act_dtype);
-    assert((size_t)MIN(args->n_rows, GATE_ROWS) * sum_bytes <= d->gate_workspace_bytes);
-    for (int row = 0; row < args->n_rows; row += GATE_ROWS) {
-        part.n_rows = MIN(args->n_rows - row, GATE_ROWS);
-        part.x = (const char *)args->x + (size_t)row * x_bytes;
-        multiply_all(d, &part);
-        cuda_silu_mul(d, (char *)args->out + (size_t)row * out_bytes, part.out, part.n_rows,
-                      w->n_out / 2);
-    }
+    const struct linear_decode_args args = {.y = y,
+                                            .x = product->x,
+                                            .w = product->w,
+                                            .n_rows = product->n_rows,
+                                            .n_out = p->shape.n_out,
+                                            .n_in = p->shape.n_in,
+                                            .out_dtype = p->shape.out_dtype,
+                                            .gated = gated,
+                                            .heads = NULL,
+                                            .tile_rows = algo->tile_rows};
+    linear_decode(d, &args);
+}
+
+static cublasStatus_t multiply_by_library(const struct cuda_device *d, const struct plan *p,
+                                          void *y, const struct product *product,
+                                          const struct algorithm *algo)
+{
+    const float one = 1, zero = 0;
+    struct linear_layouts l;
+    linear_layouts_init(&l, d, &p->shape, product->n_rows);
+    return cublasLtMatmul(d->linear->handle, p->product, &one, product->w, &l.w, product->x, &l.x,
+                          &zero, y, &l.y, y, &l.y, &algo->library, d->linear->workspace,
+                          LINEAR_WORKSPACE_BYTES, d->stream);
+}
+
+/* Of a gated product before it is gated. */
+static size_t gate_bytes(const struct cuda_device *d, const struct product_shape *s, int n_rows)
+{
+    return (size_t)n_rows * (size_t)s->n_out * dtype_bytes(d->base.act_dtype);
+}
+
+cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p,
+                          const struct algorithm *algo, const struct product *product)
+{
+    bool own = !p->plain && algo->tile_rows > 0;
+    bool gate_apart = p->shape.gated && (!own || product->bias);
+    void *y = gate_apart ? d->gate_workspace : product->y;
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    assert(!gate_apart || gate_bytes(d, &p->shape, product->n_rows) <= d->gate_workspace_bytes);
+    if (p->plain)
+        multiply_plain(d, &p->shape, y, product);
+    else if (own)
+        multiply_own(d, p, y, product, algo, p->shape.gated && !gate_apart);
+    else
+        status = multiply_by_library(d, p, y, product, algo);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        return status;
+    if (product->bias)
+        add_bias(d, &p->shape, y, product);
+    if (gate_apart)
+        cuda_silu_mul(d, product->y, y, product->n_rows, product_columns(&p->shape));
+    return status;
+}
+
+/* ---- the operations ---- */
+
+/* The plan for so many rows; there is one. */
+static const struct plan *need_plan(struct cuda_device *d, const struct linear_args *args,
+                                    int n_rows)
+{
+    const struct shape shape = shape_of(args->weight);
+    const struct plan *p = get_plan(d, &shape, args->out_dtype, n_rows);
+    if (!p)
+        die("%s", err_get());
+    assert(p->plain || ((size_t)args->x | (size_t)args->out) % LINEAR_ALIGNMENT == 0);
+    return p;
 }
 
 void cuda_linear(struct device *device, const struct linear_args *args)
 {
     struct cuda_device *d = cuda_device(device);
+    const struct weight *w = args->weight;
+    int at_once = w->gated ? MIN(args->n_rows, LINEAR_GATE_ROWS) : args->n_rows;
     if (args->n_rows == 0)
         return;
-    if (args->weight->gated)
-        multiply_gated(d, args);
-    else
-        multiply_all(d, args);
+    assert(!w->gated || args->out_dtype == d->base.act_dtype);
+    const struct plan *p = need_plan(d, args, at_once);
+    size_t x_bytes = (size_t)w->n_in * dtype_bytes(d->base.act_dtype);
+    size_t y_bytes = (size_t)product_columns(&p->shape) * dtype_bytes(args->out_dtype);
+    for (int row = 0; row < args->n_rows; row += at_once) {
+        const struct product product = {.y = (char *)args->out + (size_t)row * y_bytes,
+                                        .x = (const char *)args->x + (size_t)row * x_bytes,
+                                        .w = w->data,
+                                        .bias = args->bias,
+                                        .n_rows = MIN(args->n_rows - row, at_once)};
+        CUBLAS_CHECK(linear_run(d, p, &p->algo[linear_range_of(product.n_rows)], &product));
+    }
+}
+
+/* A kernel that saves a launch of 3 us is taken where the like of it is the fastest for half as
+ * many rows already: 256 rows of 4096x1024 take it some 0.5 us longer than the library (H200). */
+static bool takes_heads(const struct plan *p, int n_rows)
+{
+    int range = linear_range_of(n_rows);
+    bool own = p->algo[range].tile_rows > 0 || (range > 0 && p->algo[range - 1].tile_rows > 0);
+    return !p->plain && own && n_rows <= LINEAR_DECODE_MAX_ROWS;
+}
+
+bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
+                       const struct rope_params *heads)
+{
+    const struct weight *w = args->weight;
+    const struct plan *p = need_plan(d, args, args->n_rows);
+    assert(args->out == heads->qkv && args->n_rows == heads->n_tokens && !w->gated);
+    if (args->bias || !linear_decode_can_heads(heads) || !takes_heads(p, args->n_rows))
+        return false;
+    const struct linear_decode_args decode = {.y = args->out,
+                                              .x = args->x,
+                                              .w = w->data,
+                                              .n_rows = args->n_rows,
+                                              .n_out = w->n_out,
+                                              .n_in = w->n_in,
+                                              .out_dtype = args->out_dtype,
+                                              .gated = false,
+                                              .heads = heads,
+                                              .tile_rows = LINEAR_DECODE_HEADS_TILE};
+    linear_decode(d, &decode);
+    return true;
 }

@@ -7,9 +7,14 @@
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/linear_decode.cuh"
 
-#define LINEAR_WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper     */
-#define LINEAR_ALIGNMENT       16                 /* bytes, of x, W and y: callers promise it */
-#define LINEAR_RANGES          9                  /* of numbers of rows: see linear_choose.cu */
+#define LINEAR_WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper      */
+#define LINEAR_ALIGNMENT       16                 /* bytes, of x, W and y: callers promise it  */
+#define LINEAR_RANGES          9                  /* of numbers of rows: see linear_choose.cu  */
+#define LINEAR_CHECK_ROWS      512                /* the most that a self-check multiplies     */
+
+/* Rows of a gated product in scratch memory at once: 6144 columns of them, 24 MiB in 16-bit types,
+ * fit into the L2 cache of a large GPU. */
+#define LINEAR_GATE_ROWS 2048
 
 /* One of the library's, or a kernel of linear_decode.cu: with which tile_rows. */
 struct algorithm {
@@ -17,14 +22,34 @@ struct algorithm {
     cublasLtMatmulAlgo_t library;
 };
 
-struct plan {
-    int n_out, n_in;
+/* What a product is, whatever the number of rows. */
+struct product_shape {
+    int n_out, n_in; /* of W */
+    bool gated;
     enum dtype out_dtype;
+};
+
+struct plan {
+    struct product_shape shape;
     int n_ranges; /* with an algorithm: those that reserve() asked for */
     bool plain;   /* the library has no algorithm                      */
     cublasLtMatmulDesc_t product;
     struct algorithm algo[LINEAR_RANGES];
 };
+
+/* A product of some rows. */
+struct product {
+    void *y;       /* [n_rows, product_columns()] */
+    const void *x; /* [n_rows, n_in]              */
+    const void *w;
+    const float *bias; /* [n_out] or NULL; with one, gates are a kernel of their own */
+    int n_rows;        /* gated: at most LINEAR_GATE_ROWS                            */
+};
+
+static inline int product_columns(const struct product_shape *s)
+{
+    return s->gated ? s->n_out / 2 : s->n_out;
+}
 
 /* The operands' layouts, column-major: W and x are [n_in, ...], y is [n_out, n_rows]. */
 struct linear_layouts {
@@ -34,10 +59,10 @@ struct linear_layouts {
 /* linear.cu */
 cublasLtHandle_t linear_library(const struct cuda_device *d);
 void linear_layouts_init(struct linear_layouts *l, const struct cuda_device *d,
-                         const struct plan *p, int n_rows);
-/* Enqueues y = x W^T, unless the library says that it cannot do it with this algorithm. */
-cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p, void *y, const void *x,
-                          const void *w, int n_rows, const struct algorithm *algo);
+                         const struct product_shape *shape, int n_rows);
+/* Enqueues the product, unless the library says that it cannot do it with this algorithm. */
+cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p,
+                          const struct algorithm *algo, const struct product *product);
 
 /* linear_choose.cu */
 int linear_range_of(int n_rows); /* the range that so many rows are in */

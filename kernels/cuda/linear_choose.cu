@@ -6,7 +6,8 @@
  * that cut the sum are left out, and of the others a range takes the fastest whose results equal,
  * bit for bit, those of the shape's standard algorithm, the one of the longest range. Up to 256
  * rows the kernel of linear_decode.cu, with tiles of several sizes, is among them: the library's
- * algorithms turned out to add in its order. What is compared: rows that repeat with an odd period,
+ * algorithms turned out to add in its order. A gated product is chosen with its gate, which is a
+ * kernel of its own behind the library's. What is compared: rows that repeat with an odd period,
  * so that a row is also seen at many places of a tile.
  */
 #include "kernels/cuda/linear.cuh"
@@ -20,9 +21,8 @@
 #define MAX_CANDIDATES 12
 
 /* The self-check: PERIOD different rows, as many as fit in CHECK_BYTES of results. */
-#define PERIOD         37
-#define MAX_CHECK_ROWS 512
-#define CHECK_BYTES    ((size_t)64 << 20)
+#define PERIOD      37
+#define CHECK_BYTES ((size_t)64 << 20)
 
 /* The last n_rows of each range; the last range has no end and is tuned for LARGEST. Wider ranges
  * cost: 2048 rows of 1024x2048 take 22 us in a range up to 4096, 13 us in their own (H200). */
@@ -60,7 +60,7 @@ static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cu
                            const struct plan *p, int n_rows)
 {
     struct linear_layouts l;
-    linear_layouts_init(&l, d, p, n_rows);
+    linear_layouts_init(&l, d, &p->shape, n_rows);
     cublasLtMatmulPreference_t preference;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, LINEAR_WORKSPACE_BYTES, 8);
@@ -97,8 +97,8 @@ struct check {
     const void *w;
     char *memory;     /* of the following                             */
     char *x;          /* [n_rows, n_in], row i equal to row i % PERIOD  */
-    char *y;          /* [n_rows, n_out]                                */
-    char *standard;   /* [PERIOD, n_out]: what all algorithms must give */
+    char *y;          /* [n_rows, product_columns()]                    */
+    char *standard;   /* [PERIOD, ...]: what all algorithms must give   */
     int *differences; /* [MAX_CHOICES]                                  */
     char *other;      /* [other_bytes]: more than the L2 cache holds    */
     size_t other_bytes;
@@ -134,17 +134,23 @@ static size_t l2_bytes(void)
     return (size_t)bytes;
 }
 
+/* Of a row of y. */
+static size_t result_bytes(const struct plan *p)
+{
+    return (size_t)product_columns(&p->shape) * dtype_bytes(p->shape.out_dtype);
+}
+
 static int check_open(struct check *c, struct cuda_device *d, const struct plan *p, const void *w)
 {
     const int n_threads = 256;
-    size_t row_bytes = (size_t)p->n_out * dtype_bytes(p->out_dtype);
+    size_t row_bytes = result_bytes(p);
     *c = {};
     for (size_t i = 0; i < ARRAY_LEN(c->event); i++)
         CUDA_CHECK(cudaEventCreate(&c->event[i]));
     c->w = w;
-    c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), MAX_CHECK_ROWS);
+    c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), LINEAR_CHECK_ROWS);
     c->other_bytes = l2_bytes() / 4 * 5;
-    size_t n = (size_t)c->n_rows * (size_t)p->n_in, offset[5];
+    size_t n = (size_t)c->n_rows * (size_t)p->shape.n_in, offset[5];
     const size_t bytes[] = {n * dtype_bytes(d->base.act_dtype), c->n_rows * row_bytes,
                             PERIOD * row_bytes, MAX_CHOICES * sizeof(int), c->other_bytes};
     size_t total = 0;
@@ -163,7 +169,7 @@ static int check_open(struct check *c, struct cuda_device *d, const struct plan 
     CUDA_DISPATCH(
         d->base.act_dtype, T,
         fill_rows_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0, d->stream>>>(
-            (T *)c->x, p->n_in, n));
+            (T *)c->x, p->shape.n_in, n));
     CUDA_CHECK_LAUNCH();
     return 0;
 }
@@ -193,15 +199,23 @@ static void check_clear(const struct check *c, struct cuda_device *d)
     CUDA_CHECK(cudaMemsetAsync(c->differences, 0, MAX_CHOICES * sizeof(int), d->stream));
 }
 
+static cublasStatus_t check_run(const struct check *c, const struct cuda_device *d,
+                                const struct plan *p, const struct algorithm *algo, void *y,
+                                int n_rows)
+{
+    const struct product product = {.y = y, .x = c->x, .w = c->w, .bias = NULL, .n_rows = n_rows};
+    return linear_run(d, p, algo, &product);
+}
+
 /* Adds to differences[counter] in how many places the algorithm's products at both ends of a range
  * differ from the standard. false: it cannot do them. */
 static bool check_range(const struct check *c, struct cuda_device *d, const struct plan *p,
                         const struct algorithm *algo, int range, int counter)
 {
     const int n_threads = 256, n_rows[] = {first_rows(c, range), last_rows(c, range)};
-    int row_words = (int)((size_t)p->n_out * dtype_bytes(p->out_dtype) / sizeof(uint16_t));
+    int row_words = (int)(result_bytes(p) / sizeof(uint16_t));
     for (size_t i = n_rows[0] == n_rows[1]; i < ARRAY_LEN(n_rows); i++) {
-        if (linear_run(d, p, c->y, c->x, c->w, n_rows[i], algo) != CUBLAS_STATUS_SUCCESS)
+        if (check_run(c, d, p, algo, c->y, n_rows[i]) != CUBLAS_STATUS_SUCCESS)
             return false;
         size_t n = (size_t)n_rows[i] * (size_t)row_words;
         count_differences_kernel<<<(unsigned)CEIL_DIV(n, (size_t)n_threads), n_threads, 0,
@@ -235,7 +249,7 @@ static bool try_standard(struct plan *p, struct cuda_device *d, const struct che
                          const struct algorithm *algo)
 {
     int differences[MAX_CHOICES];
-    if (linear_run(d, p, c->standard, c->x, c->w, PERIOD, algo) != CUBLAS_STATUS_SUCCESS)
+    if (check_run(c, d, p, algo, c->standard, PERIOD) != CUBLAS_STATUS_SUCCESS)
         return false;
     check_clear(c, d);
     for (int range = 0; range < p->n_ranges; range++) {
@@ -292,7 +306,7 @@ static void choices_run(struct choices *o, int first, const struct plan *p, stru
     for (int i = first; i < o->n; i++) {
         for (int run = 0; run < n_runs && isfinite(o->ms[i]); run++) {
             run_neighbour(c, d);
-            CUBLAS_CHECK(linear_run(d, p, c->y, c->x, c->w, last_rows(c, range), &o->algo[i]));
+            CUBLAS_CHECK(check_run(c, d, p, &o->algo[i], c->y, last_rows(c, range)));
         }
         CUDA_CHECK(cudaEventRecord(c->event[i + 1], d->stream));
     }
@@ -332,7 +346,7 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
                            const struct algorithm *candidate, int n)
 {
     struct choices o = {};
-    if (linear_decode_can(d, p->n_out, p->n_in, range_end[range])) {
+    if (linear_decode_can(d, p->shape.n_out, p->shape.n_in, range_end[range])) {
         struct algorithm own = {};
         for (size_t i = 0; i < ARRAY_LEN(decode_tiles); i++) {
             own.tile_rows = decode_tiles[i];
@@ -412,7 +426,7 @@ int linear_choose(struct plan *p, struct cuda_device *d, const void *w, int n_ra
         choose_algorithm(p, d, &c, range);
     check_close(&c, d);
     if (p->plain)
-        log_debug("products of [%d, %d] %s matrices take the plain kernel", p->n_out, p->n_in,
-                  dtype_name(d->base.act_dtype));
+        log_debug("products of [%d, %d] %s matrices take the plain kernel", p->shape.n_out,
+                  p->shape.n_in, dtype_name(d->base.act_dtype));
     return rc;
 }

@@ -4,7 +4,9 @@
  * starts copies of boxes of both into a ring of stages, PANELS panels of 64 columns in each, and
  * four warps multiply what has arrived, with rows of x as the 64 rows of their products. Where a
  * tile has fewer rows of x, the others are whatever else is in shared memory, and what becomes of
- * them is not stored. A tile has all columns, so nothing is left to be added up.
+ * them is not stored. A tile has all columns, so nothing is left to be added up. Half of a tile's
+ * rows of W may be those that go with the other half: gates with what they gate, elements of a head
+ * with their partners. A thread then has both, and goes on with them before it stores.
  *
  * The kernel may start while earlier ones end. W does not depend on them: as much of it as the ring
  * holds is copied at once, x after previous_kernel_wait(). What a short product takes then is the
@@ -12,10 +14,12 @@
  * with 64, and 12 more to describe their operands), and that of y; bytes of W matter where they are
  * many. Copies of x to several blocks at once (clusters) gained 7 % at most and lost as much in
  * other shapes; a chain of mma.sync takes 25 cycles a product, but the way of its operands through
- * registers more (results/bench/h200-linear.md).
+ * registers more, and so does that of a left operand (results/bench/h200-linear.md).
  */
 #include "kernels/cuda/linear_decode.cuh"
+#include "kernels/cuda/linear_decode_heads.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/silu_mul.cuh"
 #include "kernels/cuda/tensor_map.cuh"
 
 #define X_ROWS         64
@@ -26,15 +30,25 @@
 #define N_CONSUMERS    128
 #define BLOCK_THREADS  (N_CONSUMERS + CUDA_WARP)
 
+/* Shared memory beside the ring. */
+#define SHARED_BARRIERS ((2 * MAX_STAGES + 1) * 8 + 2 * EXCHANGED_ROWS * 4)
+
+/* What becomes of a tile of sums; from STORE_GATED on, halves of it go together. */
+enum product_use { STORE, STORE_F32, STORE_GATED, STORE_HEADS };
+
 struct product_params {
-    void *y; /* [n_rows, n_out], f32 or the type of x and W */
-    int n_rows, n_out;
-    int n_chunks;  /* stages that a tile takes                         */
-    int x_rows;    /* of a tile: 8 to X_ROWS                           */
-    int n_x_tiles; /* above one another in y                           */
-    int n_tiles;   /* of y: those of the same rows of W are neighbours */
-    int n_stages;  /* of the ring                                      */
-    bool to_f32;
+    void *y; /* [n_rows, n_columns], f32 or the type of x and W */
+    int n_rows, n_columns;
+    int n_chunks;     /* stages that a tile takes                               */
+    int x_rows;       /* of a tile: 8, 16, 32 or X_ROWS                         */
+    int tile_columns; /* from a tile of y to the next beside it                 */
+    int n_beside;     /* tiles that share a head, or 1                          */
+    int span;         /* columns of those together                              */
+    int n_x_tiles;    /* above one another in y                                 */
+    int n_tiles;      /* of y: those beside one another, then above one another */
+    int n_stages;     /* of the ring                                            */
+    enum product_use use;
+    struct rope_params heads; /* STORE_HEADS */
 };
 
 struct product_maps {
@@ -45,7 +59,8 @@ struct product_maps {
 
 /* ---- the ring ---- */
 
-/* A stage is [PANELS][x_rows][PANEL_ROW bytes] of x, then the same of W. */
+/* A stage is [PANELS][x_rows][PANEL_ROW bytes] of x, then [PANELS][W_ROWS][PANEL_ROW bytes] of W.
+ */
 struct stages {
     uint32_t tiles, arrived, released; /* addresses: of all stages, of their barriers */
     int bytes, n;
@@ -54,22 +69,20 @@ struct stages {
 /* A block's way through its tiles and their chunks, and where in the ring that is. */
 struct walk {
     int tile, chunk;
-    int x_row, w_row; /* the tile's first                         */
+    int row, column;  /* the tile's first in y                      */
     int slot, parity; /* parity of the phase of the slot's barriers */
-    uint32_t stage;   /* address                                  */
+    uint32_t stage;   /* address                                    */
 };
 
-template <int W_ROWS>
 static __device__ __forceinline__ void walk_enter_tile(struct walk *at,
                                                        const struct product_params *p)
 {
-    int w_tile = at->tile / p->n_x_tiles;
+    int group = at->tile / p->n_beside, below = group / p->n_x_tiles;
     at->chunk = 0;
-    at->w_row = w_tile * W_ROWS;
-    at->x_row = (at->tile - w_tile * p->n_x_tiles) * p->x_rows;
+    at->column = below * p->span + (at->tile - group * p->n_beside) * p->tile_columns;
+    at->row = (group - below * p->n_x_tiles) * p->x_rows;
 }
 
-template <int W_ROWS>
 static __device__ __forceinline__ void walk_next(struct walk *at, const struct product_params *p,
                                                  const struct stages *s)
 {
@@ -81,7 +94,7 @@ static __device__ __forceinline__ void walk_next(struct walk *at, const struct p
     }
     if (++at->chunk == p->n_chunks) {
         at->tile += gridDim.x;
-        walk_enter_tile<W_ROWS>(at, p);
+        walk_enter_tile(at, p);
     }
 }
 
@@ -91,22 +104,24 @@ template <int PANELS>
 static __device__ __forceinline__ void copy_w(const struct walk *at, const struct product_params *p,
                                               const struct stages *s, const CUtensorMap *map)
 {
-    uint32_t arrived = s->arrived + at->slot * 8;
+    uint32_t arrived = s->arrived + at->slot * 8, to = at->stage + PANELS * p->x_rows * PANEL_ROW;
     copy_barrier_expect(arrived, s->bytes);
     copy_barrier_arrive(arrived);
-    copy_panels(at->stage + PANELS * p->x_rows * PANEL_ROW, map, at->w_row, at->chunk * PANELS,
-                arrived);
+    if (p->use >= STORE_GATED)
+        copy_panel_halves(to, map, at->column, at->chunk * PANELS, arrived);
+    else
+        copy_panels(to, map, at->column, at->chunk * PANELS, arrived);
 }
 
 template <int PANELS>
 static __device__ __forceinline__ void copy_x(const struct walk *at, const struct stages *s,
                                               const CUtensorMap *map)
 {
-    copy_panels(at->stage, map, at->x_row, at->chunk * PANELS, s->arrived + at->slot * 8);
+    copy_panels(at->stage, map, at->row, at->chunk * PANELS, s->arrived + at->slot * 8);
 }
 
 /* By one thread: all copies of a block. Those of W for the whole ring come before the wait. */
-template <int W_ROWS, int PANELS>
+template <int PANELS>
 static __device__ __forceinline__ void copy_tiles(struct walk at, const struct product_params *p,
                                                   const struct stages *s,
                                                   const struct product_maps *maps)
@@ -115,10 +130,12 @@ static __device__ __forceinline__ void copy_tiles(struct walk at, const struct p
     int n_ahead = 0;
     for (; ahead.tile < p->n_tiles && n_ahead < s->n; n_ahead++) {
         copy_w<PANELS>(&ahead, p, s, &maps->w);
-        walk_next<W_ROWS>(&ahead, p, s);
+        walk_next(&ahead, p, s);
     }
     previous_kernel_wait();
-    for (; at.tile < p->n_tiles; walk_next<W_ROWS>(&at, p, s)) {
+    if (p->use == STORE_HEADS)
+        next_kernel_start();
+    for (; at.tile < p->n_tiles; walk_next(&at, p, s)) {
         if (n_ahead-- <= 0) {
             copy_barrier_wait(s->released + at.slot * 8, at.parity ^ 1);
             copy_w<PANELS>(&at, p, s, &maps->w);
@@ -127,62 +144,112 @@ static __device__ __forceinline__ void copy_tiles(struct walk at, const struct p
     }
 }
 
+/* ---- a thread's part of a tile of y ---- */
+
+/* Its sums are c[i][2 half] and c[i][2 half + 1], in row + 8 half, column + 8 i and the next. */
+struct part {
+    int row, column, end_row;
+};
+
+static __device__ __forceinline__ struct part part_of(const struct walk *at,
+                                                      const struct product_params *p)
+{
+    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
+    return {at->row + warp * 16 + lane / 4, at->column + lane % 4 * 2,
+            min(at->row + p->x_rows, p->n_rows)};
+}
+
+static __device__ __forceinline__ bool is_inside(const struct part *t,
+                                                 const struct product_params *p, int half, int i)
+{
+    return t->row + half * 8 < t->end_row && t->column + i * 8 < p->n_columns;
+}
+
+/* Where the two neighbours are in y. */
+template <typename Out>
+static __device__ __forceinline__ Out *place_of(const struct part *t,
+                                                const struct product_params *p, int half, int i)
+{
+    return (Out *)p->y + (size_t)(t->row + half * 8) * p->n_columns + t->column + i * 8;
+}
+
 /* ---- products ---- */
+
+template <typename T, int W_ROWS>
+static __device__ __forceinline__ void multiply_rows(float c[W_ROWS / 8][4], uint32_t x, uint32_t w)
+{
+    if (W_ROWS == 16)
+        multiply_tiles_16(c, x, w, T());
+    if (W_ROWS == 32)
+        multiply_tiles_32(c, x, w, T());
+    if (W_ROWS == 48)
+        multiply_tiles_48(c, x, w, T());
+    if (W_ROWS == 64)
+        multiply_tiles_64(c, x, w, T());
+    if (W_ROWS == 96)
+        multiply_tiles_96(c, x, w, T());
+}
 
 /* c += x w^T for the columns of a stage. x, w: addresses / 16 */
 template <typename T, int W_ROWS, int PANELS>
 static __device__ __forceinline__ void multiply_stage(float c[W_ROWS / 8][4], uint32_t x,
                                                       uint32_t w, int x_rows)
 {
-    const int n_64 = W_ROWS / 64 * 64, n_32 = W_ROWS / 32 * 32;
 #pragma unroll
     for (int i = 0; i < PANELS * PANEL_COLUMNS / 16; i++) {
         int panel = i / 4, columns = i % 4 * 2;
-        uint32_t a = x + panel * x_rows * (PANEL_ROW / 16) + columns;
-        uint32_t b = w + panel * W_ROWS * (PANEL_ROW / 16) + columns;
-#pragma unroll
-        for (int n = 0; n < n_64; n += 64)
-            multiply_tiles_64(c + n / 8, a, b + n * (PANEL_ROW / 16), T());
-        if (n_64 < n_32)
-            multiply_tiles_32(c + n_64 / 8, a, b + n_64 * (PANEL_ROW / 16), T());
-        if (n_32 < W_ROWS)
-            multiply_tiles_16(c + n_32 / 8, a, b + n_32 * (PANEL_ROW / 16), T());
+        multiply_rows<T, W_ROWS>(c, x + panel * x_rows * (PANEL_ROW / 16) + columns,
+                                 w + panel * W_ROWS * (PANEL_ROW / 16) + columns);
     }
 }
 
-/* Layout of c: see ptx.cuh. */
+/* ---- what becomes of the sums ---- */
+
+/* The first half of the tile's columns gates the second. */
 template <typename T, int W_ROWS>
-static __device__ __forceinline__ void
-store_tile(const float c[W_ROWS / 8][4], const struct product_params *p, const struct walk *at)
+static __device__ __forceinline__ void gate_sums(float c[W_ROWS / 8][4])
 {
-    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
-    int n_rows = min(p->x_rows, p->n_rows - at->x_row), column = at->w_row + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < W_ROWS / 16; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            c[i][j] = silu_mul(from_float<T>(c[i][j]), from_float<T>(c[i + W_ROWS / 16][j]));
+}
+
+/* The first 8 TILES columns. */
+template <typename T, int TILES>
+static __device__ __forceinline__ void
+store_sums(const float c[TILES][4], const struct product_params *p, const struct part *t)
+{
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = warp * 16 + half * 8 + lane / 4;
-        size_t y = (size_t)(at->x_row + row) * p->n_out + column;
 #pragma unroll
-        for (int i = 0; i < W_ROWS / 8; i++) {
+        for (int i = 0; i < TILES; i++) {
             float first = c[i][half * 2], second = c[i][half * 2 + 1];
-            if (row >= n_rows || column + i * 8 >= p->n_out)
-                break;
-            if (p->to_f32)
-                *(float2 *)((float *)p->y + y + i * 8) = make_float2(first, second);
+            if (!is_inside(t, p, half, i))
+                continue;
+            if (p->use == STORE_F32)
+                *(float2 *)place_of<float>(t, p, half, i) = make_float2(first, second);
             else
-                *(uint32_t *)((T *)p->y + y + i * 8) = pack_pair(first, second, T());
+                *(uint32_t *)place_of<T>(t, p, half, i) = pack_pair(first, second, T());
         }
     }
 }
 
-/* By four warps. A stage is released when the products of the next one have been started, so that
- * the tensor cores do not run dry. */
-template <typename T, int W_ROWS, int PANELS>
-static __device__ __forceinline__ void
-multiply_tiles(struct walk at, const struct product_params *p, const struct stages *s)
+/* By four warps: all tiles of a block. A stage is released when the products of the next one have
+ * been started, so that the tensor cores do not run dry. */
+template <typename T, int W_ROWS, int PANELS, bool HEADS>
+static __device__ __forceinline__ void multiply_tiles(struct walk at,
+                                                      const struct product_params *p,
+                                                      const struct stages *s, struct exchange e)
 {
     bool releases = threadIdx.x % CUDA_WARP == 0;
     while (at.tile < p->n_tiles) {
-        struct walk tile = at;
+        struct part t = part_of(&at, p);
+        const struct head_place h = {t.column / p->span, t.column % p->span, t.row, t.end_row};
+        struct head_terms terms;
+        if (HEADS)
+            load_head_terms(&terms, &p->heads, &h);
         uint32_t previous = 0;
         float c[W_ROWS / 8][4] = {};
         do {
@@ -195,32 +262,42 @@ multiply_tiles(struct walk at, const struct product_params *p, const struct stag
             if (previous != 0 && releases)
                 copy_barrier_arrive(previous);
             previous = s->released + at.slot * 8;
-            walk_next<W_ROWS>(&at, p, s);
+            walk_next(&at, p, s);
         } while (at.chunk != 0);
         group_multiply_wait<0>();
-        group_multiply_end<W_ROWS / 8>(c);
         if (releases)
             copy_barrier_arrive(previous);
-        store_tile<T, W_ROWS>(c, p, &tile);
+        group_multiply_end<W_ROWS / 8>(c);
+        if (HEADS) {
+            finish_heads<T>(c, &terms, &p->heads, &h, &e);
+        } else if (p->use == STORE_GATED) {
+            gate_sums<T, W_ROWS>(c);
+            store_sums<T, W_ROWS / 16>(c, p, &t);
+        } else {
+            store_sums<T, W_ROWS / 8>(c, p, &t);
+        }
     }
 }
 
 #endif
 
-template <typename T, int W_ROWS, int PANELS>
+template <typename T, int W_ROWS, int PANELS, bool HEADS>
 static __global__ void __launch_bounds__(BLOCK_THREADS, 1)
     linear_decode_kernel(const __grid_constant__ struct product_params p,
                          const __grid_constant__ struct product_maps maps)
 {
 #if PTX_WARP_GROUPS
     extern __shared__ uint4 memory[];
-    __shared__ uint64_t arrived[MAX_STAGES], released[MAX_STAGES];
-    next_kernel_start();
+    __shared__ uint64_t arrived[MAX_STAGES], released[MAX_STAGES], exchanged;
+    __shared__ float squares[2][EXCHANGED_ROWS];
+    /* With heads, once the wait is over: see rope_cache_kernel(). */
+    if (!HEADS)
+        next_kernel_start();
     struct stages s = {CEIL_DIV(shared_address(memory), TILE_ALIGNMENT) * TILE_ALIGNMENT,
                        shared_address(arrived), shared_address(released),
                        PANELS * (p.x_rows + W_ROWS) * PANEL_ROW, p.n_stages};
     struct walk at = {(int)blockIdx.x, 0, 0, 0, 0, 0, s.tiles};
-    walk_enter_tile<W_ROWS>(&at, &p);
+    walk_enter_tile(&at, &p);
     if (threadIdx.x == N_CONSUMERS) {
         copy_box_prepare(&maps.w);
         copy_box_prepare(&maps.x);
@@ -228,15 +305,20 @@ static __global__ void __launch_bounds__(BLOCK_THREADS, 1)
             copy_barrier_init(s.arrived + i * 8, 1);
             copy_barrier_init(s.released + i * 8, N_CONSUMERS / CUDA_WARP);
         }
+        copy_barrier_init(shared_address(&exchanged), 1);
         copy_barrier_publish();
     }
-    __syncthreads();
+    if (HEADS)
+        cluster_wait();
+    else
+        __syncthreads();
     /* From one lane, so that the compiler knows it to be the same in all of them. */
     int warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x / CUDA_WARP, 0);
+    const struct exchange e = {squares, shared_address(&exchanged), (int)(blockIdx.x % 2) ^ 1, 0};
     if (warp < N_CONSUMERS / CUDA_WARP)
-        multiply_tiles<T, W_ROWS, PANELS>(at, &p, &s);
+        multiply_tiles<T, W_ROWS, PANELS, HEADS>(at, &p, &s, e);
     else if (threadIdx.x == N_CONSUMERS)
-        copy_tiles<W_ROWS, PANELS>(at, &p, &s, &maps);
+        copy_tiles<PANELS>(at, &p, &s, &maps);
 #endif
 }
 
@@ -257,6 +339,22 @@ static void map_panels(CUtensorMap *map, const void *rows, int n_rows, int n_col
     tensor_map_init(map, rows, &layout);
 }
 
+/* Boxes of box_rows rows, the second half of them `further` rows after the first. */
+static void map_panel_halves(CUtensorMap *map, const void *rows, int n_rows, int n_columns,
+                             int further, int box_rows, int panels)
+{
+    size_t n_panels = (size_t)(n_columns / PANEL_COLUMNS), row = (size_t)n_columns * 2;
+    const struct tensor_layout layout = {
+        .n_dims = 4,
+        .size = {PANEL_COLUMNS, (size_t)(n_rows - further), 2, n_panels},
+        .stride_bytes = {row, (size_t)further * row, PANEL_ROW},
+        .box = {PANEL_COLUMNS, box_rows / 2, 2, panels},
+        .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
+        .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+    };
+    tensor_map_init(map, rows, &layout);
+}
+
 /* Rows of x in a tile: few tiles, and few rows that are not there. */
 static int tile_x_rows(int n_rows)
 {
@@ -266,49 +364,89 @@ static int tile_x_rows(int n_rows)
     return x_rows;
 }
 
-template <typename T, int W_ROWS, int PANELS>
-static void launch(const struct cuda_device *d, const struct linear_decode_args *args)
+static enum product_use use_of(const struct linear_decode_args *args)
+{
+    if (args->heads)
+        return STORE_HEADS;
+    if (args->gated)
+        return STORE_GATED;
+    return args->out_dtype == DTYPE_F32 ? STORE_F32 : STORE;
+}
+
+template <int W_ROWS, int PANELS>
+static struct product_params make_params(const struct linear_decode_args *args)
 {
     struct product_params p = {};
     p.y = args->y;
+    p.use = use_of(args);
     p.n_rows = args->n_rows;
-    p.n_out = args->n_out;
+    p.n_columns = args->gated ? args->n_out / 2 : args->n_out;
     p.n_chunks = CEIL_DIV(args->n_in, PANELS * PANEL_COLUMNS);
     p.x_rows = tile_x_rows(args->n_rows);
+    p.tile_columns = p.use >= STORE_GATED ? W_ROWS / 2 : W_ROWS;
+    p.n_beside = 1;
+    p.span = p.tile_columns;
+    if (args->heads) {
+        p.heads = *args->heads;
+        p.span = p.heads.head_dim;
+        p.n_beside = p.span / W_ROWS;
+    }
     p.n_x_tiles = CEIL_DIV(args->n_rows, p.x_rows);
-    p.n_tiles = CEIL_DIV(args->n_out, W_ROWS) * p.n_x_tiles;
-    p.to_f32 = args->out_dtype == DTYPE_F32;
-    int n_blocks = MIN(p.n_tiles, d->n_sms), stage = PANELS * (p.x_rows + W_ROWS) * PANEL_ROW;
+    p.n_tiles = CEIL_DIV(p.n_columns, p.span) * p.n_x_tiles * p.n_beside;
+    return p;
+}
+
+static void map_w(CUtensorMap *map, const struct linear_decode_args *args, int w_rows, int panels)
+{
+    int further = args->heads ? args->heads->head_dim / 2 : args->n_out / 2;
+    if (use_of(args) >= STORE_GATED)
+        map_panel_halves(map, args->w, args->n_out, args->n_in, further, w_rows, panels);
+    else
+        map_panels(map, args->w, args->n_out, args->n_in, w_rows, panels);
+}
+
+template <typename T, int W_ROWS, int PANELS, bool HEADS>
+static void launch(const struct cuda_device *d, const struct linear_decode_args *args)
+{
+    struct product_params p = make_params<W_ROWS, PANELS>(args);
+    int n_blocks = MIN(p.n_tiles, d->n_sms / p.n_beside * p.n_beside);
+    int stage = PANELS * (p.x_rows + W_ROWS) * PANEL_ROW;
     /* Products of x_rows < X_ROWS read beyond the last stage. */
     int fixed = TILE_ALIGNMENT + (X_ROWS - p.x_rows) * PANEL_ROW;
-    int room = (int)d->shared_per_block - fixed - 2 * MAX_STAGES * (int)sizeof(uint64_t);
+    int room = (int)d->shared_per_block - fixed - SHARED_BARRIERS;
     int n_useful = CEIL_DIV(p.n_tiles, n_blocks) * p.n_chunks;
     p.n_stages = MIN(MIN(room / stage, MAX_STAGES), n_useful);
     struct product_maps maps;
     map_panels(&maps.x, args->x, args->n_rows, args->n_in, p.x_rows, PANELS);
-    map_panels(&maps.w, args->w, args->n_out, args->n_in, W_ROWS, PANELS);
-    cuda_launch_early(d, linear_decode_kernel<T, W_ROWS, PANELS>, dim3((unsigned)n_blocks),
-                      BLOCK_THREADS, fixed + p.n_stages * stage, p, maps);
+    map_w(&maps.w, args, W_ROWS, PANELS);
+    cuda_launch_early_clusters(d, linear_decode_kernel<T, W_ROWS, PANELS, HEADS>,
+                               dim3((unsigned)n_blocks), p.n_beside, BLOCK_THREADS,
+                               fixed + p.n_stages * stage, p, maps);
 }
 
 /* Longer stages have fewer waits, but six of them should fit. */
-template <typename T, int W_ROWS>
+template <typename T, int W_ROWS, bool HEADS = false>
 static void launch_panels(const struct cuda_device *d, const struct linear_decode_args *args)
 {
     if (tile_x_rows(args->n_rows) + W_ROWS <= 80)
-        launch<T, W_ROWS, 4>(d, args);
+        launch<T, W_ROWS, 4, HEADS>(d, args);
     else
-        launch<T, W_ROWS, 2>(d, args);
+        launch<T, W_ROWS, 2, HEADS>(d, args);
 }
 
 template <typename T>
 static void launch_tiles(const struct cuda_device *d, const struct linear_decode_args *args)
 {
+    if (args->heads) {
+        assert(args->tile_rows == LINEAR_DECODE_HEADS_TILE);
+        return launch_panels<T, LINEAR_DECODE_HEADS_TILE, true>(d, args);
+    }
     switch (args->tile_rows) {
-    case 16: return launch<T, 16, 4>(d, args);
+    case 16: return launch<T, 16, 4, false>(d, args);
     case 32: return launch_panels<T, 32>(d, args);
+    case 48: return launch_panels<T, 48>(d, args);
     case 64: return launch_panels<T, 64>(d, args);
-    default: assert(args->tile_rows == 96); return launch<T, 96, 2>(d, args);
+    default: assert(args->tile_rows == 96); return launch<T, 96, 2, false>(d, args);
     }
 }
 
@@ -316,6 +454,11 @@ bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_r
 {
     return cuda_has_warp_groups(d) && d->base.act_dtype != DTYPE_F32 &&
            n_rows <= LINEAR_DECODE_MAX_ROWS && n_out % 8 == 0 && n_in % PANEL_COLUMNS == 0;
+}
+
+bool linear_decode_can_heads(const struct rope_params *heads)
+{
+    return heads->head_dim % (16 * HEAD_TILES) == 0 && heads->head_dim <= 32 * HEAD_TILES;
 }
 
 void linear_decode(const struct cuda_device *d, const struct linear_decode_args *args)

@@ -1,7 +1,7 @@
-/* linear_decode.cuh - y = x W^T for few rows of x, on compute capability 9.0.
+/* linear_decode.cuh - products of few rows of x with W, on compute capability 9.0.
  *
- * An element of y is one chain of tensor-core products over ascending columns, sixteen at a time,
- * whatever the number of rows: its bits depend on its row of x and its row of W alone.
+ * An element of x W^T is one chain of tensor-core products over ascending columns, sixteen at a
+ * time, whatever the number of rows: its bits depend on its row of x and its row of W alone.
  */
 #ifndef QUIRE_CUDA_LINEAR_DECODE_CUH
 #define QUIRE_CUDA_LINEAR_DECODE_CUH
@@ -9,22 +9,32 @@
 #include "kernels/cuda/cuda.cuh"
 
 #define LINEAR_DECODE_MAX_ROWS 256 /* beyond, the library is faster */
+
+/* Rows of W that a block of threads takes at a time; those of a product that goes on with heads. */
 #define LINEAR_DECODE_TILES                                                                        \
     {                                                                                              \
-        16, 32, 64, 96                                                                             \
+        16, 32, 48, 64, 96                                                                         \
     }
+#define LINEAR_DECODE_HEADS_TILE 64
+
+struct rope_params; /* rope_cache.cuh */
 
 struct linear_decode_args {
-    void *y;       /* [n_rows, n_out] of out_dtype, or of the device's act_dtype */
-    const void *x; /* [n_rows, n_in] of act_dtype, 16-byte aligned               */
-    const void *w; /* [n_out, n_in] of act_dtype, 16-byte aligned                */
+    void *y;       /* [n_rows, n_out] of out_dtype; gated: [n_rows, n_out / 2] */
+    const void *x; /* [n_rows, n_in] of act_dtype, 16-byte aligned             */
+    const void *w; /* [n_out, n_in] of act_dtype, 16-byte aligned              */
     int n_rows, n_out, n_in;
-    int tile_rows; /* rows of W that a block of threads takes at a time, of LINEAR_DECODE_TILES */
-    enum dtype out_dtype;
+    enum dtype out_dtype;            /* act_dtype; or else DTYPE_F32             */
+    bool gated;                      /* y = silu(x G^T) * (x U^T), W = G, then U */
+    const struct rope_params *heads; /* or NULL: rope_cache() is done to y       */
+    int tile_rows;                   /* one of LINEAR_DECODE_TILES               */
 };
 
 /* Whether there is a kernel for the device and its act_dtype, these sizes and up to n_rows rows. */
 bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_rows);
+
+/* Whether there is one that goes on with heads of this size. */
+bool linear_decode_can_heads(const struct rope_params *heads);
 
 /* Enqueues the product. The kernel may start before the one ahead of it in the stream has ended:
  * nothing that has yet to be enqueued or to end may write W. */

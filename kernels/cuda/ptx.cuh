@@ -267,6 +267,43 @@ static __device__ __forceinline__ void copy_panels(uint32_t to, const CUtensorMa
                  : "memory");
 }
 
+/* The same for a matrix whose rows are cut into two halves as well: [panel][half][row][column]. */
+static __device__ __forceinline__ void copy_panel_halves(uint32_t to, const CUtensorMap *map,
+                                                         int row, int panel, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {0, %2, 0, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(row), "r"(panel), "r"(barrier)
+                 : "memory");
+}
+
+/* ---- clusters: blocks that reach each other's shared memory ---- */
+
+/* By all threads of all blocks of the cluster. */
+static __device__ __forceinline__ void cluster_wait(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+
+/* Where another block of the cluster has what this one has at the address. */
+static __device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank)
+{
+    uint32_t peer;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
+    return peer;
+}
+
+/* Starts a store to another block; its 4 bytes count as arrived on a barrier of that block. */
+static __device__ __forceinline__ void store_to_peer(uint32_t to, float value, uint32_t barrier)
+{
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to),
+        "f"(value), "r"(barrier)
+        : "memory");
+}
+
 /* Between other accesses to shared memory and copy_box() to the same place. */
 static __device__ __forceinline__ void copy_box_fence(void)
 {
@@ -348,6 +385,19 @@ static __device__ __forceinline__ uint32_t pack_pair(float first, float second, 
     return *reinterpret_cast<uint32_t *>(&pair);
 }
 
+/* The two of a pack_pair() again. */
+static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16 tag)
+{
+    (void)tag;
+    return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&pair));
+}
+
+static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half tag)
+{
+    (void)tag;
+    return __half22float2(*reinterpret_cast<__half2 *>(&pair));
+}
+
 /* ---- products of warp groups ---------------------------------------------------------------- */
 
 /* Four warps, the first a multiple of four, multiply together: warp w has rows 16 w to 16 w + 15 of
@@ -407,14 +457,17 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 #define TILE_OPERANDS(mode, c, n) mode(c[n][0]), mode(c[n][1]), mode(c[n][2]), mode(c[n][3])
 #define TWO_TILES(mode, c, n)     TILE_OPERANDS(mode, c, n), TILE_OPERANDS(mode, c, n + 1)
 #define FOUR_TILES(mode, c, n)    TWO_TILES(mode, c, n), TWO_TILES(mode, c, n + 2)
+#define SIX_TILES(mode, c, n)     FOUR_TILES(mode, c, n), TWO_TILES(mode, c, n + 4)
 #define EIGHT_TILES(mode, c, n)   FOUR_TILES(mode, c, n), FOUR_TILES(mode, c, n + 4)
+#define TWELVE_TILES(mode, c, n)  EIGHT_TILES(mode, c, n), FOUR_TILES(mode, c, n + 8)
 #define FIRST_8                   "%0, %1, %2, %3, %4, %5, %6, %7"
 #define FIRST_16                  FIRST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define FIRST_32                                                                                   \
-    FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NEXT_32                                                                                    \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "   \
-    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FIRST_24                  FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define FIRST_32                  FIRST_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define FIRST_48                                                                                   \
+    FIRST_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define FIRST_64                                                                                   \
+    FIRST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
 /* For a: 64x16, in registers, and b: 16 x columns, group_operand():
@@ -455,8 +508,8 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
         asm volatile("{\n"                                                                         \
                      ".reg .pred add;\n"                                                           \
                      "setp.ne.b32 add, %69, 0;\n"                                                  \
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" FIRST_32    \
-                     ", " NEXT_32 "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n"                  \
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" FIRST_64    \
+                     "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n"                               \
                      "}"                                                                           \
                      : EIGHT_TILES("+f", c, 0), EIGHT_TILES("+f", c, 8)                            \
                      : LEFT_OPERAND(a), "l"(b), "r"((int)add));                                    \
@@ -489,7 +542,9 @@ DEFINE_GROUP_PRODUCTS(__half, "f16")
 #define DEFINE_TILE_PRODUCTS(type, name)                                                           \
     DEFINE_TILE_PRODUCT(16, type, name, TWO_TILES, FIRST_8, "%8", "%9")                            \
     DEFINE_TILE_PRODUCT(32, type, name, FOUR_TILES, FIRST_16, "%16", "%17")                        \
-    DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")
+    DEFINE_TILE_PRODUCT(48, type, name, SIX_TILES, FIRST_24, "%24", "%25")                         \
+    DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")                       \
+    DEFINE_TILE_PRODUCT(96, type, name, TWELVE_TILES, FIRST_48, "%48", "%49")
 
 DEFINE_TILE_PRODUCTS(__nv_bfloat16, "bf16")
 DEFINE_TILE_PRODUCTS(__half, "f16")

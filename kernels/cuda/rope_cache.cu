@@ -10,29 +10,18 @@
  * neighbours (TURNS times), so a rotation needs no other lane. The sum of squares is reduced in an
  * order that head_dim alone decides. Bytes: qkv read once, Q, K and V written once.
  */
-#include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/rope_cache.cuh"
 
 #include <limits.h>
 
 #define ROPE_THREADS 128
 #define MAX_HEAD_DIM 256
 
-enum head_kind { HEAD_Q, HEAD_K, HEAD_V };
-
-struct rope_params {
-    void *qkv, *k_cache, *v_cache;
-    const float *q_gain, *k_gain, *rope;
-    const int *position, *slot;
-    float eps;
-    int n_tokens, n_heads, n_kv_heads, head_dim, block_size;
-    enum dtype kv_dtype;
-};
-
-/* Sum over the lanes of a group, in each of them. */
+/* Sum over the lanes of a group, neighbours first, in each of them. */
 template <int LANES> static __device__ __forceinline__ float group_sum(float x)
 {
-    for (int step = LANES / 2; step > 0; step /= 2)
+    for (int step = 1; step < LANES; step *= 2)
         x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
     return x;
 }
@@ -86,54 +75,89 @@ static __device__ __forceinline__ void head_store(const head_part<V, LANES, TURN
     }
 }
 
+/* What a lane's part is multiplied by. */
+template <int V, int TURNS> struct head_factors {
+    bool norm, rotate;
+    float gain_a[V * TURNS], gain_b[V * TURNS];
+    float cosine[V * TURNS], sine[V * TURNS];
+};
+
+/* x: [half], zeros when it is NULL */
 template <int V, int LANES, int TURNS>
-static __device__ __forceinline__ void head_norm(head_part<V, LANES, TURNS> *h, const float *gain,
-                                                 int half, float eps)
+static __device__ __forceinline__ void load_factor(float out[V * TURNS], const float *x, int half)
 {
-    float squares = 0;
 #pragma unroll
-    for (int i = 0; i < V * TURNS; i++)
-        squares += h->a[i] * h->a[i] + h->b[i] * h->b[i];
-    float scale = 1.0f / sqrtf(group_sum<LANES>(squares) / (2 * half) + eps);
-    if (!gain)
-        return;
-#pragma unroll
-    for (int i = 0; i < V * TURNS; i++) {
-        int j = h->neighbours(i / V) + i % V;
-        if (j < half) {
-            h->a[i] *= scale * gain[j];
-            h->b[i] *= scale * gain[j + half];
-        }
+    for (int t = 0; t < TURNS; t++) {
+        int j = head_part<V, LANES, TURNS>::neighbours(t);
+        pack<float, V> part = {};
+        if (x && j < half)
+            part = load_pack<float, V>(x, j);
+        for (int v = 0; v < V; v++)
+            out[t * V + v] = part.x[v];
     }
 }
 
-/* table: [2 half], cosines, then sines */
+/* gain: [2 half] or NULL; table: of the position, [2 half], cosines, then sines, or NULL */
 template <int V, int LANES, int TURNS>
-static __device__ __forceinline__ void head_rotate(head_part<V, LANES, TURNS> *h,
-                                                   const float *table, int half)
+static __device__ __forceinline__ void load_factors(head_factors<V, TURNS> *f, const float *gain,
+                                                    const float *table, int half)
 {
+    f->norm = gain != NULL;
+    f->rotate = table != NULL;
+    load_factor<V, LANES, TURNS>(f->gain_a, gain, half);
+    load_factor<V, LANES, TURNS>(f->gain_b, gain ? gain + half : NULL, half);
+    load_factor<V, LANES, TURNS>(f->cosine, table, half);
+    load_factor<V, LANES, TURNS>(f->sine, table ? table + half : NULL, half);
+}
+
+/* A lane's squares: of neighbours, where it has such. */
+template <int V, int LANES, int TURNS>
+static __device__ __forceinline__ float part_squares(const head_part<V, LANES, TURNS> *h)
+{
+    const int step = V == 1 ? 1 : 2;
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < V * TURNS; i += step) {
+        bool two = V > 1;
+        squares += four_squares(h->a[i], two ? h->a[i + step - 1] : 0, h->b[i],
+                                two ? h->b[i + step - 1] : 0);
+    }
+    return squares;
+}
+
+template <int V, int LANES, int TURNS>
+static __device__ __forceinline__ void
+head_norm(head_part<V, LANES, TURNS> *h, const head_factors<V, TURNS> *f, int half, float eps)
+{
+    float scale = head_scale(group_sum<LANES>(part_squares(h)), 2 * half, eps);
+    if (!f->norm)
+        return;
 #pragma unroll
     for (int i = 0; i < V * TURNS; i++) {
-        int j = h->neighbours(i / V) + i % V;
-        if (j < half) {
-            float c = table[j], s = table[j + half], a = h->a[i], b = h->b[i];
-            h->a[i] = a * c - b * s;
-            h->b[i] = b * c + a * s;
-        }
+        h->a[i] *= scale * f->gain_a[i];
+        h->b[i] *= scale * f->gain_b[i];
     }
+}
+
+template <int V, int LANES, int TURNS>
+static __device__ __forceinline__ void head_rotate(head_part<V, LANES, TURNS> *h,
+                                                   const head_factors<V, TURNS> *f)
+{
+#pragma unroll
+    for (int i = 0; i < V * TURNS; i++)
+        rotate_pair(&h->a[i], &h->b[i], f->cosine[i], f->sine[i]);
 }
 
 template <int V, int LANES, int TURNS>
 static __device__ __forceinline__ void store_cache(const struct rope_params *p,
                                                    const head_part<V, LANES, TURNS> *h,
-                                                   enum head_kind kind, int token, int kv_head)
+                                                   enum head_kind kind, int slot, int kv_head)
 {
     void *cache = kind == HEAD_K ? p->k_cache : p->v_cache;
-    int slot = p->slot[token], half = p->head_dim / 2;
+    int half = p->head_dim / 2;
     if (slot < 0)
         return;
-    size_t block = slot / p->block_size, offset = slot % p->block_size;
-    size_t at = ((block * p->n_kv_heads + kv_head) * p->block_size + offset) * p->head_dim;
+    size_t at = cache_place(p, slot, kv_head);
     if (p->kv_dtype == DTYPE_F32)
         head_store(h, (float *)cache + at, half);
     else if (p->kv_dtype == DTYPE_BF16)
@@ -142,33 +166,35 @@ static __device__ __forceinline__ void store_cache(const struct rope_params *p,
         head_store(h, (__half *)cache + at, half);
 }
 
-/* Groups past the last head work on it too, without storing: sums need all lanes of a warp. */
+/* Groups past the last head work on it too, without storing: sums need all lanes of a warp. What is
+ * there before the step is read before the wait. */
 template <typename T, int V, int LANES, int TURNS>
 static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const struct rope_params p)
 {
     int heads = p.n_heads + 2 * p.n_kv_heads, half = p.head_dim / 2, n_jobs = p.n_tokens * heads;
     int group = (blockIdx.x * ROPE_THREADS + threadIdx.x) / LANES, job = min(group, n_jobs - 1);
-    int token = job / heads, head = job - token * heads;
-    enum head_kind kind = head < p.n_heads                  ? HEAD_Q
-                          : head < p.n_heads + p.n_kv_heads ? HEAD_K
-                                                            : HEAD_V;
+    int token = job / heads, head = job - token * heads, slot = p.slot[token];
+    enum head_kind kind = head_kind_of(&p, head);
     T *x = (T *)p.qkv + (size_t)job * p.head_dim;
+    const float *table = p.rope + (size_t)p.position[token] * p.head_dim;
+    head_factors<V, TURNS> factors;
+    load_factors<V, LANES, TURNS>(&factors, head_gain(&p, kind), kind == HEAD_V ? NULL : table,
+                                  half);
     previous_kernel_wait();
     /* Decode attention has its work to find meanwhile; what was there before the kernel ahead of
      * this one, it reads without a wait. */
     next_kernel_start();
     head_part<V, LANES, TURNS> h;
     head_load(&h, (const T *)x, half);
-    const float *gain = kind == HEAD_Q ? p.q_gain : kind == HEAD_K ? p.k_gain : NULL;
-    head_norm(&h, gain, half, p.eps);
-    if (kind != HEAD_V)
-        head_rotate(&h, p.rope + (size_t)p.position[token] * p.head_dim, half);
+    head_norm(&h, &factors, half, p.eps);
+    if (factors.rotate)
+        head_rotate(&h, &factors);
     if (group >= n_jobs)
         return;
     if (kind == HEAD_Q)
         head_store(&h, x, half);
     else
-        store_cache(&p, &h, kind, token, (head - p.n_heads) % p.n_kv_heads);
+        store_cache(&p, &h, kind, slot, (head - p.n_heads) % p.n_kv_heads);
 }
 
 template <typename T, int V, int LANES, int TURNS>
@@ -180,15 +206,11 @@ static void rope_cache(const struct cuda_device *d, const struct rope_params *p)
     cuda_launch_early(d, rope_cache_kernel<T, V, LANES, TURNS>, dim3(grid), ROPE_THREADS, 0, *p);
 }
 
-void cuda_rope_cache(struct device *device, const struct rope_cache_args *args)
+struct rope_params cuda_rope_params(const struct cuda_device *d, const struct rope_cache_args *args)
 {
-    struct cuda_device *d = cuda_device(device);
     const struct attention_shape *s = &args->shape;
     const struct batch *b = args->batch;
-    assert(s->head_dim % 2 == 0 && s->head_dim <= MAX_HEAD_DIM);
-    if (b->n_tokens == 0)
-        return;
-    struct rope_params p = {
+    return {
         .qkv = args->qkv,
         .k_cache = args->kv.k,
         .v_cache = args->kv.v,
@@ -203,10 +225,22 @@ void cuda_rope_cache(struct device *device, const struct rope_cache_args *args)
         .n_kv_heads = s->n_kv_heads,
         .head_dim = s->head_dim,
         .block_size = s->block_size,
+        .act_dtype = d->base.act_dtype,
         .kv_dtype = s->kv_dtype,
     };
-    int half = s->head_dim / 2;
-    CUDA_DISPATCH(d->base.act_dtype, T, {
+}
+
+void cuda_rope_cache(struct device *device, const struct rope_cache_args *args)
+{
+    struct cuda_device *d = cuda_device(device);
+    const struct rope_params p = cuda_rope_params(d, args);
+    int half = p.head_dim / 2;
+    assert(p.head_dim % 2 == 0 && p.head_dim <= MAX_HEAD_DIM);
+    if (p.n_tokens == 0 || (args->product && cuda_linear_heads(d, args->product, &p)))
+        return;
+    if (args->product)
+        cuda_linear(device, args->product);
+    CUDA_DISPATCH(p.act_dtype, T, {
         if (half % 4 != 0)
             rope_cache<T, 1, 32, 4>(d, &p);
         else if (half <= 32)

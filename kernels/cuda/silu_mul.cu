@@ -1,10 +1,11 @@
-/* silu_mul.cu - out = silu(gate) up, silu(x) = x / (1 + e^-x).
+/* silu_mul.cu - out = silu(gate) up.
  *
  * gate_up: [n_rows, 2 dim], gates first; out: [n_rows, dim]. A thread takes 16 bytes of each.
  * Bytes: 3 dim elements a row.
  */
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/silu_mul.cuh"
 
 #define SILU_THREADS 128
 
@@ -19,10 +20,8 @@ static __global__ void silu_mul_kernel(T *out, const T *gate_up, int dim)
         return;
     size_t row = blockIdx.x, from = row * 2 * dim + i;
     pack<T, V> gate = load_pack<T, V>(gate_up, from), up = load_pack<T, V>(gate_up, from + dim);
-    for (int v = 0; v < V; v++) {
-        float g = to_float(gate.x[v]);
-        gate.x[v] = from_float<T>(g / (1.0f + expf(-g)) * to_float(up.x[v]));
-    }
+    for (int v = 0; v < V; v++)
+        gate.x[v] = from_float<T>(silu_mul(gate.x[v], up.x[v]));
     store_pack<T, V>(out, row * dim + i, gate);
 }
 

@@ -5,7 +5,7 @@
 #include <cuda.h>
 #include <stddef.h>
 
-#define TENSOR_MAP_MAX_DIMS 3
+#define TENSOR_MAP_MAX_DIMS 4
 
 /* An array of 16-bit elements, the fastest dimension first, and the boxes that are copied of it. */
 struct tensor_layout {
