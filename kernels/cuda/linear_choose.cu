@@ -19,6 +19,7 @@
 #include <string.h>
 
 #define MAX_CANDIDATES 12
+#define N_RUNS         4 /* of each algorithm that is timed */
 
 /* The self-check: PERIOD different rows, as many as fit in CHECK_BYTES of results. */
 #define PERIOD      37
@@ -279,19 +280,24 @@ static void choices_add(struct choices *o, const struct algorithm *algo)
 }
 
 /* Stands for what is ahead of a product in a step: reads so much that nothing of W is left in the
- * L2 cache. */
+ * L2 cache, and then, as a norm does, takes a while in which a product that starts early reads W.
+ * found: where it is noted when a thread's sum is 1, so that the reads are needed. */
 static __global__ void __launch_bounds__(SUM_THREADS)
-    neighbour_kernel(uint32_t *sum, const uint4 *memory, size_t n)
+    neighbour_kernel(int *found, const uint4 *memory, size_t n)
 {
+    const long long n_cycles = 4000; /* 2 us */
     previous_kernel_wait();
-    add_words(sum, memory, n);
+    if (sum_share(memory, n) == 1)
+        *found = 1;
     next_kernel_start();
+    for (long long start = clock64(); clock64() - start < n_cycles;)
+        continue;
 }
 
 static void run_neighbour(const struct check *c, struct cuda_device *d)
 {
     cuda_launch_early(d, neighbour_kernel, dim3((unsigned)(d->n_sms * SUM_BLOCKS_PER_SM)),
-                      SUM_THREADS, 0, (uint32_t *)c->differences, (const uint4 *)c->other,
+                      SUM_THREADS, 0, c->differences, (const uint4 *)c->other,
                       c->other_bytes / sizeof(uint4));
 }
 
@@ -300,11 +306,10 @@ static void run_neighbour(const struct check *c, struct cuda_device *d)
 static void choices_run(struct choices *o, int first, const struct plan *p, struct cuda_device *d,
                         const struct check *c, int range)
 {
-    const int n_runs = 4;
     run_neighbour(c, d);
     CUDA_CHECK(cudaEventRecord(c->event[first], d->stream));
     for (int i = first; i < o->n; i++) {
-        for (int run = 0; run < n_runs && isfinite(o->ms[i]); run++) {
+        for (int run = 0; run < N_RUNS && isfinite(o->ms[i]); run++) {
             run_neighbour(c, d);
             CUBLAS_CHECK(check_run(c, d, p, &o->algo[i], c->y, last_rows(c, range)));
         }
@@ -368,6 +373,9 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
         best = choices_fastest(&o);
     }
     p->algo[range] = o.algo[best];
+    log_debug("products of %d to %d rows with [%d, %d]: tiles of %d (0: the library's), %.1f us",
+              first_rows(c, range), last_rows(c, range), p->shape.n_out, p->shape.n_in,
+              o.algo[best].tile_rows, (double)o.ms[best] * 1000 / N_RUNS);
 }
 
 /* Whether a check of this range would repeat one that the algorithm has passed. */

@@ -5,7 +5,11 @@
 static __global__ void __launch_bounds__(SUM_THREADS)
     sum_words_kernel(uint32_t *sum, const uint4 *memory, size_t n)
 {
-    add_words(sum, memory, n);
+    uint32_t own = sum_share(memory, n);
+    for (int lanes = CUDA_WARP / 2; lanes > 0; lanes /= 2)
+        own += __shfl_xor_sync(0xFFFFFFFFu, own, lanes);
+    if (threadIdx.x % CUDA_WARP == 0)
+        atomicAdd(sum, own);
 }
 
 void cuda_sum_words(struct device *device, uint32_t *sum, const void *memory, size_t bytes)

@@ -17,8 +17,9 @@ static __device__ __forceinline__ uint32_t sum_of(uint4 x)
     return x.x + x.y + x.z + x.w;
 }
 
-/* Adds n times four words to *sum, by all threads of a grid of SUM_THREADS in a block. */
-static __device__ __forceinline__ void add_words(uint32_t *sum, const uint4 *memory, size_t n)
+/* A thread's share of the sum of n times four words; by all threads of a grid of SUM_THREADS in a
+ * block. */
+static __device__ __forceinline__ uint32_t sum_share(const uint4 *memory, size_t n)
 {
     size_t stride = (size_t)gridDim.x * SUM_THREADS;
     size_t i = blockIdx.x * (size_t)SUM_THREADS + threadIdx.x;
@@ -34,10 +35,7 @@ static __device__ __forceinline__ void add_words(uint32_t *sum, const uint4 *mem
     }
     for (; i < n; i += stride)
         own += sum_of(__ldcs(memory + i));
-    for (int lanes = CUDA_WARP / 2; lanes > 0; lanes /= 2)
-        own += __shfl_xor_sync(0xFFFFFFFFu, own, lanes);
-    if (threadIdx.x % CUDA_WARP == 0)
-        atomicAdd(sum, own);
+    return own;
 }
 
 #endif
