@@ -70,6 +70,20 @@ void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_
     tensor_map_init(map, rows, &layout);
 }
 
+void attention_map_queries(CUtensorMap *map, const struct attention_params *p, int n_tokens)
+{
+    size_t n_heads = (size_t)p->n_heads + 2 * (size_t)p->n_kv_heads;
+    const struct tensor_layout layout = {
+        .n_dims = 3,
+        .size = {(size_t)p->head_dim, n_heads, (size_t)p->n_tokens},
+        .stride_bytes = {(size_t)p->head_dim * 2, n_heads * p->head_dim * 2},
+        .box = {64, p->heads_per_kv, n_tokens},
+        .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
+        .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+    };
+    tensor_map_init(map, p->qkv, &layout);
+}
+
 static void place_scratch(struct attention_params *p, const struct cuda_device *d,
                           const struct attention_shape *s)
 {

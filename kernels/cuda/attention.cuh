@@ -107,6 +107,10 @@ void attention_map_boxes(CUtensorMap *map, const void *rows, int head_dim, int n
  * [head_dim / n_columns][GROUP_KEYS][n_columns] in shared memory. */
 void attention_map_rows(CUtensorMap *map, const void *rows, int head_dim, int n_columns);
 
+/* Describes the queries for copy_block(): a box is 64 columns of the heads of one KV head, of
+ * n_tokens tokens. */
+void attention_map_queries(CUtensorMap *map, const struct attention_params *p, int n_tokens);
+
 /* Scratch of the above, in floats. n_slots: for parked chunks of decodes. */
 size_t attention_tiles_scratch(const struct cuda_device *d, const struct attention_shape *shape,
                                int n_slots);

@@ -5,17 +5,18 @@
  *
  * Jobs are those of attention_prefill.cuh. A block of threads is one warp group that fetches
  * (attention_hopper_copies.cuh) and N_GROUPS that compute. Each of these has 64 query rows, whose
- * queries and output stay in registers. It starts the products of its queries with the next keys
- * and of its numerators with the values, and does the softmax of the next scores under the second.
+ * output stays in registers, and takes the keys in pairs of tiles: 128 scores of a row are one
+ * product, and the two softmax steps of 64 that the bits demand (attention.cuh) are done in
+ * registers. The product with the next keys runs between those with the values of the two tiles,
+ * under the change of the output's base, and across the end of a job.
  *
  * Nothing but the rings of keys and values holds the groups together, so one does its softmax while
- * the products of another run. At the end of a chunk (attention.cuh) the output so far waits in
- * shared memory. The results have the bits of the other kernels.
+ * the products of another run. At the end of a chunk the output so far waits in shared memory.
  *
  * 4 n_rows n_keys head_dim operations, half of it with the causal mask; bytes do not matter.
  *
- * On an H200 a warp takes as long as its own instructions: the tensor cores are busy for 2/3 of the
- * time. What was tried to overlap more took longer (results/bench/h200-prefill.md).
+ * On an H200 a pair takes two groups 2,930 cycles, of which their products are 2,048: the softmax
+ * of a group takes longer than the products of the other (results/bench/h200-prefill.md).
  */
 #include "kernels/cuda/attention_hopper_copies.cuh"
 
@@ -23,102 +24,208 @@
 
 /* What a thread has of the rows of its group: row 16 warp + lane / 4 + 8 h. */
 template <int D> struct group_rows {
-    struct prefill_rows<D, 1> chunk;        /* since the chunk began                            */
-    struct row_state ahead;                 /* of the chunks before                             */
-    float s[TILE_STEPS][4];                 /* scores of a tile, then its numerators            */
-    uint32_t numerators[TILE_STEPS / 2][4]; /* rounded, of the tile whose values are multiplied */
-    uint32_t q[D / 16][4];
+    struct prefill_rows<D, 1> chunk;    /* since the chunk began                                 */
+    struct row_state ahead;             /* of the chunks before                                  */
+    float s[PAIR_TILES][TILE_STEPS][4]; /* scores of a pair, then its numerators                 */
+    float decay[PAIR_TILES][2];         /* of the output, before a tile's values are added       */
+    uint32_t numerators[PAIR_TILES][TILE_STEPS / 2][4]; /* rounded, of the pair that is next     */
 };
 
-/* What a group is working on. */
-struct group_task {
+/* What a group has over all jobs. */
+template <int D, int N_GROUPS> struct group_work {
     const struct attention_params *p;
-    struct prefill_job job;
-    int first, end;  /* the tiles that its rows see                             */
-    int position[2]; /* of the thread's rows                                    */
-    float4 *parked;  /* [D / 8][32] of the warp: output of the chunks before    */
+    struct hopper_shared<D, N_GROUPS> *shared;
+    int group, n_jobs;
+    uint32_t q;     /* its queries                                          */
+    float4 *parked; /* [D / 8][32] of the warp: output of the chunks before */
     struct ring_place k, v;
 };
 
-/* Takes the queries of a job into registers, and finds what the group's rows see of it. */
-template <int D>
-static __device__ __forceinline__ void group_begin(struct group_rows<D> &r, struct group_task *t,
-                                                   const uint4 *q, int group)
+/* A job as a group sees it. */
+struct group_task {
+    const struct prefill_job *job; /* shared                                       */
+    int stage;                     /* where it is                                  */
+    int pair, first, end;          /* the one in work; those that the rows see     */
+    int end_tile;                  /* of the tiles that they see                   */
+    int position[2];               /* of the thread's rows                         */
+    int warp_first, warp_last;     /* positions of the warp's first and last row   */
+};
+
+/* ---- jobs ----------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ int group_warp(void)
 {
-    constexpr int row_bytes = (D + ROW_PADDING) * 2;
-    int lane = threadIdx.x % 32, first_row = group * GROUP_ROWS;
-    int warp_row = first_row + threadIdx.x / 32 % GROUP_WARPS * 16;
-    uint32_t rows = shared_address(q) + (warp_row + lane % 16) * row_bytes + lane / 16 * 16;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++)
-        load_matrix_x4(r.q[i], rows + i * 32);
-    int first = prefill_position(t->p, &t->job, first_row);
-    int last = prefill_position(t->p, &t->job, first_row + GROUP_ROWS - 1);
-    t->first = max(0, first + 1 - t->p->window) / ATTENTION_TILE;
-    t->end = max(last, 0) / ATTENTION_TILE + 1;
-    prefill_assign(t->p, &t->job, warp_row, 16);
-    t->position[0] = prefill_position(t->p, &t->job, warp_row + lane / 4);
-    t->position[1] = prefill_position(t->p, &t->job, warp_row + lane / 4 + 8);
-    r.chunk.state[0] = r.ahead = row_state_empty();
+    return threadIdx.x / 32 % GROUP_WARPS;
 }
 
-/* Starts s = q k^T. k: the tile. */
-template <typename T, int D>
-static __device__ __forceinline__ void group_start_scores(struct group_rows<D> &r, uint32_t k)
+/* Passes over pairs that other groups need. */
+template <int D> static __device__ __forceinline__ void ring_skip(struct ring_place *r, int n_pairs)
 {
-    uint64_t operand = group_operand(k, PATTERN_BYTES, 0);
+    for (int i = 0; i < n_pairs; i++) {
+        ring_wait(r);
+        ring_release<D>(r);
+    }
+}
+
+/* What the group's rows see of a job. */
+template <int D, int N_GROUPS>
+static __device__ __forceinline__ void group_look(const struct group_work<D, N_GROUPS> *g,
+                                                  struct group_task *t)
+{
+    const struct attention_params *p = g->p;
+    int lane = threadIdx.x % 32, group_row = g->group * GROUP_ROWS;
+    int warp_row = group_row + group_warp() * 16;
+    int first = prefill_position(p, t->job, group_row);
+    int last = prefill_position(p, t->job, group_row + GROUP_ROWS - 1);
+    t->first = max(0, first + 1 - p->window) / PAIR_KEYS;
+    t->end_tile = max(0, last) / ATTENTION_TILE + 1;
+    t->end = CEIL_DIV(t->end_tile, PAIR_TILES);
+    t->pair = t->first;
+    t->warp_first = prefill_position(p, t->job, warp_row);
+    t->warp_last = prefill_position(p, t->job, warp_row + 15);
+    t->position[0] = prefill_position(p, t->job, warp_row + lane / 4);
+    t->position[1] = prefill_position(p, t->job, warp_row + lane / 4 + 8);
+}
+
+/* Waits for the next job, its queries and its first keys. False: there is none. */
+template <int D, int N_GROUPS>
+static __device__ __forceinline__ bool group_take(struct group_work<D, N_GROUPS> *g,
+                                                  struct group_task *t)
+{
+    int i = g->n_jobs++;
+    t->stage = i % JOB_STAGES;
+    t->job = &g->shared->job[t->stage];
+    copy_barrier_wait_together(shared_address(&g->shared->job_barriers.full[t->stage]),
+                               i / JOB_STAGES % 2);
+    if (t->job->n_rows == 0)
+        return false;
+    group_look(g, t);
+    copy_barrier_wait_together(shared_address(&g->shared->q_barriers.full[g->group]), i % 2);
+    copy_box_fence(); /* rows that were copied one by one */
+    ring_skip<D>(&g->k, t->first - job_first_pair(t->job));
+    ring_wait(&g->k);
+    return true;
+}
+
+/* ---- products ------------------------------------------------------------------------------- */
+
+/* Starts s = q k^T for the next pair of keys, which are there. */
+template <typename T, int D, int N_GROUPS>
+static __device__ __forceinline__ void group_start_scores(struct group_rows<D> &r,
+                                                          const struct group_work<D, N_GROUPS> *g)
+{
+    uint64_t q = group_operand(g->q, PATTERN_BYTES, 0);
+    uint64_t k = group_operand(ring_pair<D>(&g->k), PATTERN_BYTES, 0);
+    auto s = (float(*)[4])r.s;
     group_multiply_begin();
-    multiply_keys_64<false>(r.s, r.q[0], operand, T());
+    multiply_keys_128<false>(s, q, k, T());
 #pragma unroll
     for (int i = 1; i < D / 16; i++)
-        multiply_keys_64<true>(r.s, r.q[i], operand + ((i / 4 * PANEL_BYTES + i % 4 * 32) >> 4),
-                               T());
+        multiply_keys_128<true>(s, q + ((i / 4 * Q_PANEL_BYTES + i % 4 * 32) >> 4),
+                                k + ((i / 4 * PAIR_PANEL_BYTES + i % 4 * 32) >> 4), T());
     group_multiply_commit();
 }
 
-/* Starts out += numerators v. v: the tile; in the first of a chunk, out = numerators v. */
-template <typename T, int D>
-static __device__ __forceinline__ void group_start_values(struct group_rows<D> &r, uint32_t v,
-                                                          const struct group_task *t, int tile)
+/* Starts out += numerators v for a tile of the next pair of values, which are there; without `add`,
+ * out = numerators v. */
+template <typename T, int TILE, int D, int N_GROUPS>
+static __device__ __forceinline__ void
+group_start_values(struct group_rows<D> &r, const struct group_work<D, N_GROUPS> *g, bool add)
 {
-    uint64_t operand = group_operand(v, PATTERN_BYTES, PANEL_BYTES);
-    bool is_next = tile > t->first && tile % TILES_PER_CHUNK != 0;
+    uint64_t v = group_operand(ring_pair<D>(&g->v) + TILE * TILE_PANEL_BYTES, PATTERN_BYTES,
+                               PAIR_PANEL_BYTES);
     group_multiply_begin();
 #pragma unroll
-    for (int i = 0; i < ATTENTION_TILE / 16; i++, operand += 2 * PATTERN_BYTES >> 4) {
+    for (int i = 0; i < ATTENTION_TILE / 16; i++, v += 2 * PATTERN_BYTES >> 4) {
         if constexpr (D == 128)
-            multiply_values_128(r.chunk.out[0], r.numerators[i], operand, i > 0 || is_next, T());
+            multiply_values_128(r.chunk.out[0], r.numerators[TILE][i], v, i > 0 || add, T());
         else
-            multiply_values_64(r.chunk.out[0], r.numerators[i], operand, i > 0 || is_next, T());
+            multiply_values_64(r.chunk.out[0], r.numerators[TILE][i], v, i > 0 || add, T());
     }
     group_multiply_commit();
 }
 
-/* Scores become numerators, and go into the state of the chunk. */
-template <int D, bool CAPPED>
-static __device__ __forceinline__ void group_softmax(struct group_rows<D> &r, float decay[2],
-                                                     const struct group_task *t, int tile)
+/* Starts those of a pair's first tile; out has nothing of a chunk before its first pair. */
+template <typename T, int D, int N_GROUPS>
+static __device__ __forceinline__ void group_start_pair(struct group_rows<D> &r,
+                                                        const struct group_work<D, N_GROUPS> *g,
+                                                        const struct group_task *t)
 {
-    const struct attention_params *p = t->p;
-    int lane = threadIdx.x % 32, first_key = tile * ATTENTION_TILE;
-    float base[2];
-    if (CAPPED)
-        cap_scores<TILE_STEPS>(r.s, p->slope);
-    if (first_key + ATTENTION_TILE - 1 > t->job.warp_first ||
-        first_key <= t->job.warp_last - p->window)
-        mask_tile(r.s, first_key + lane % 4 * 2, t->position[0], t->position[1], p->window);
-    softmax_top<2>(r.s, &r.chunk.state[0], decay, base, p->scale_log2);
-#pragma unroll
-    for (int n = 0; n < TILE_STEPS; n++)
-        softmax_numerators<2>(r.s[n], &r.chunk.state[0], base, p->scale_log2);
+    group_start_values<T, 0>(r, g, t->pair > t->first && t->pair % PAIRS_PER_CHUNK != 0);
 }
 
-template <typename T, int D>
-static __device__ __forceinline__ void group_pack(struct group_rows<D> &r)
+/* Waits until at most n_pending products after that with the values are incomplete. */
+template <int n_pending, int D>
+static __device__ __forceinline__ void group_end_values(struct group_rows<D> &r)
 {
+    group_multiply_wait<n_pending>();
+    group_multiply_end<D / 8>(r.chunk.out[0]);
+}
+
+/* The same for the scores, which leaves the place of the keys to others, and after the last of the
+ * job that of the queries. */
+template <int n_pending, int D, int N_GROUPS>
+static __device__ __forceinline__ void group_end_scores(struct group_rows<D> &r,
+                                                        struct group_work<D, N_GROUPS> *g,
+                                                        const struct group_task *t)
+{
+    group_multiply_wait<n_pending>();
+    group_multiply_end<PAIR_TILES * TILE_STEPS>((float(*)[4])r.s);
+    ring_release<D>(&g->k);
+    if (t->pair + 1 == t->end)
+        warp_release(shared_address(&g->shared->q_barriers.empty[g->group]));
+}
+
+/* ---- softmax -------------------------------------------------------------------------------- */
+
+/* Caps the scores of a pair, and masks them where they have to be. */
+template <bool CAPPED, int D>
+static __device__ __forceinline__ void
+group_mask(struct group_rows<D> &r, const struct attention_params *p, const struct group_task *t)
+{
+    int first_key = t->pair * PAIR_KEYS, column = threadIdx.x % 4 * 2;
+    if (CAPPED)
+        cap_scores<PAIR_TILES * TILE_STEPS>((float(*)[4])r.s, p->slope);
+    if (first_key + PAIR_KEYS - 1 <= t->warp_first && first_key > t->warp_last - p->window)
+        return;
 #pragma unroll
-    for (int i = 0; i < TILE_STEPS / 2; i++)
-        pack_numerators<T>(r.numerators[i], r.s[2 * i], r.s[2 * i + 1]);
+    for (int i = 0; i < PAIR_TILES; i++)
+        mask_tile(r.s[i], first_key + i * ATTENTION_TILE + column, t->position[0], t->position[1],
+                  p->window);
+}
+
+/* Takes the largest scores of a pair into the state. base: what the numerators of each tile are
+ * relative to. The sums come to the base of the first. */
+template <int D>
+static __device__ __forceinline__ void group_tops(struct group_rows<D> &r,
+                                                  float base[PAIR_TILES][2], float scale_log2)
+{
+    struct row_state *state = &r.chunk.state[0], next;
+    softmax_top<2>(r.s[0], state, r.decay[0], base[0], scale_log2);
+    next = *state;
+    softmax_top<2>(r.s[1], &next, r.decay[1], base[1], scale_log2);
+    state->top[0] = next.top[0];
+    state->top[1] = next.top[1];
+}
+
+/* Scores become numerators, and go into the sums. */
+template <typename T, int D>
+static __device__ __forceinline__ void
+group_numerators(struct group_rows<D> &r, const float base[PAIR_TILES][2], float scale_log2)
+{
+    struct row_state *state = &r.chunk.state[0];
+#pragma unroll
+    for (int i = 0; i < PAIR_TILES; i++) {
+#pragma unroll
+        for (int h = 0; h < 2 && i > 0; h++)
+            state->sum[h] = __fmul_rn(state->sum[h], r.decay[i][h]);
+#pragma unroll
+        for (int n = 0; n < TILE_STEPS; n++)
+            softmax_numerators<2>(r.s[i][n], state, base[i], scale_log2);
+#pragma unroll
+        for (int n = 0; n < TILE_STEPS / 2; n++)
+            pack_numerators<T>(r.numerators[i][n], r.s[i][2 * n], r.s[i][2 * n + 1]);
+    }
 }
 
 /* Without a question: one of 16 rows has a larger score in most tiles. */
@@ -133,6 +240,8 @@ static __device__ __forceinline__ void group_rescale(struct group_rows<D> &r, co
     }
 }
 
+/* ---- chunks --------------------------------------------------------------------------------- */
+
 /* Ends a chunk, but for its output: `ahead` becomes its state too, and the next starts from none.
  */
 template <int D>
@@ -145,18 +254,18 @@ static __device__ __forceinline__ struct fold_weights group_end_chunk(struct gro
     return weights;
 }
 
-/* Folds what is parked of the chunks before that of a tile, of which the first of the task has
- * none, into the output. */
+/* Folds what is parked of the chunks before that of a pair, of which the first of a task has none,
+ * into the output. */
 template <int D>
-static __device__ __forceinline__ void group_fold(struct group_rows<D> &r,
-                                                  const struct fold_weights *w,
-                                                  const struct group_task *t, int tile)
+static __device__ __forceinline__ void group_fold(struct group_rows<D> &r, const float4 *from,
+                                                  const struct fold_weights *w, int first_pair,
+                                                  int pair)
 {
-    if (tile / TILES_PER_CHUNK == t->first / TILES_PER_CHUNK)
+    if (pair / PAIRS_PER_CHUNK == first_pair / PAIRS_PER_CHUNK)
         return;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
-        float4 parked = t->parked[n * 32 + threadIdx.x % 32];
+        float4 parked = from[n * 32 + threadIdx.x % 32];
         float ahead[4] = {parked.x, parked.y, parked.z, parked.w}, *out = r.chunk.out[0][n];
 #pragma unroll
         for (int e = 0; e < 4; e++)
@@ -166,121 +275,148 @@ static __device__ __forceinline__ void group_fold(struct group_rows<D> &r,
 
 /* Leaves the output for the fold at the end of the next chunk. */
 template <int D>
-static __device__ __forceinline__ void group_park(const struct group_rows<D> &r,
-                                                  const struct group_task *t)
+static __device__ __forceinline__ void group_park(const struct group_rows<D> &r, float4 *to)
 {
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
         const float *out = r.chunk.out[0][n];
-        t->parked[n * 32 + threadIdx.x % 32] = make_float4(out[0], out[1], out[2], out[3]);
+        to[n * 32 + threadIdx.x % 32] = make_float4(out[0], out[1], out[2], out[3]);
     }
 }
 
-template <int D> static __device__ __forceinline__ void group_end_scores(struct group_rows<D> &r)
+/* ---- steps ---------------------------------------------------------------------------------- */
+
+/* Waits for what the next step needs: the values of the pair in work, and the keys after it. */
+template <int D, int N_GROUPS>
+static __device__ __forceinline__ void group_wait(const struct group_work<D, N_GROUPS> *g,
+                                                  const struct group_task *t,
+                                                  const struct ring_place *values)
 {
-    group_multiply_end<TILE_STEPS>(r.s);
+    if (t->pair + 1 < t->end)
+        ring_wait_both(&g->k, values);
+    else
+        ring_wait(values);
 }
 
-template <int D> static __device__ __forceinline__ void group_end_values(struct group_rows<D> &r)
+/* The softmax of a job's first pair, whose scores have been started. */
+template <typename T, bool CAPPED, int D, int N_GROUPS>
+static __device__ __forceinline__ void
+group_begin(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, const struct group_task *t)
 {
-    group_multiply_end<D / 8>(r.chunk.out[0]);
+    float base[PAIR_TILES][2];
+    r.chunk.state[0] = r.ahead = row_state_empty();
+    group_end_scores<0>(r, g, t);
+    group_mask<CAPPED>(r, g->p, t);
+    group_tops(r, base, g->p->scale_log2);
+    group_wait(g, t, &g->v);
+    group_numerators<T>(r, base, g->p->scale_log2);
 }
 
-/* The values of a tile and the scores and softmax of the next, whose keys are there. */
-template <typename T, int D, bool CAPPED>
-static __device__ __forceinline__ void group_step(struct group_rows<D> &r, struct group_task *t,
-                                                  int tile)
+/* The values of a pair and the scores and softmax of the next. */
+template <typename T, bool CAPPED, int D, int N_GROUPS>
+static __device__ __forceinline__ void
+group_step(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, struct group_task *t)
 {
-    float decay[2];
-    int next = tile + 1;
-    bool ends_chunk = next % TILES_PER_CHUNK == 0;
-    group_start_scores<T, D>(r, ring_tile<D>(&t->k));
-    ring_wait(&t->v);
-    group_start_values<T, D>(r, ring_tile<D>(&t->v), t, tile);
-    group_multiply_wait<1>();
-    group_end_scores(r);
-    ring_release(&t->k);
+    float base[PAIR_TILES][2];
     struct fold_weights weights = {};
-    if (ends_chunk)
+    group_start_pair<T>(r, g, t);
+    group_start_scores<T>(r, g);
+    group_end_values<1>(r);
+    group_rescale(r, r.decay[1]);
+    group_start_values<T, 1>(r, g, true);
+    t->pair++;
+    group_end_scores<1>(r, g, t);
+    group_mask<CAPPED>(r, g->p, t);
+    bool begins_chunk = t->pair % PAIRS_PER_CHUNK == 0;
+    if (begins_chunk)
         weights = group_end_chunk(r);
-    group_softmax<D, CAPPED>(r, decay, t, next);
-    /* Here, so that the compiler does not move the next wait in front of the softmax. */
-    if (next + 1 < t->end)
-        ring_wait(&t->k);
-    group_multiply_wait<0>();
-    group_end_values(r);
-    ring_release(&t->v);
-    if (ends_chunk) {
-        group_fold(r, &weights, t, tile);
-        group_park(r, t);
-    } else {
-        group_rescale(r, decay);
+    group_tops(r, base, g->p->scale_log2);
+    struct ring_place next_values = g->v;
+    ring_advance<D>(&next_values);
+    /* Here, so that the compiler does not move the next wait in front of the maxima. */
+    group_wait(g, t, &next_values);
+    group_end_values<0>(r);
+    ring_release<D>(&g->v);
+    if (begins_chunk) {
+        group_fold(r, g->parked, &weights, t->first, t->pair - 1);
+        group_park(r, g->parked);
     }
-    group_pack<T, D>(r);
+    /* Beside the exponentials; at the start of a chunk without effect, for nothing is added to. */
+    group_rescale(r, r.decay[0]);
+    group_numerators<T>(r, base, g->p->scale_log2);
 }
 
-/* All tiles of the task; the output is that of all chunks then, and `ahead` its state. */
-template <typename T, int D, bool CAPPED>
-static __device__ __forceinline__ void group_run(struct group_rows<D> &r, struct group_task *t)
+/* Writes the rows of a job, which is not needed any more then. */
+template <typename T, int D, int N_GROUPS>
+static __device__ __forceinline__ void
+group_store(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, const struct group_task *t)
 {
-    float decay[2];
-    ring_wait(&t->k);
-    group_start_scores<T, D>(r, ring_tile<D>(&t->k));
-    group_multiply_wait<0>();
-    group_end_scores(r);
-    ring_release(&t->k);
-    if (t->first + 1 < t->end)
-        ring_wait(&t->k);
-    group_softmax<D, CAPPED>(r, decay, t, t->first);
-    group_pack<T, D>(r);
-    for (int tile = t->first; tile + 1 < t->end; tile++)
-        group_step<T, D, CAPPED>(r, t, tile);
-    ring_wait(&t->v);
-    group_start_values<T, D>(r, ring_tile<D>(&t->v), t, t->end - 1);
+    struct prefill_job job = *t->job;
+    job.warp_row = g->group * GROUP_ROWS + group_warp() * 16;
+    r.chunk.state[0] = r.ahead;
+    __syncwarp(); /* what the warp parked has been read */
+    prefill_store(r.chunk, (T *)g->parked, g->p, &job);
+    __syncwarp();
+    warp_release(shared_address(&g->shared->job_barriers.empty[t->stage]));
+}
+
+/* The values of a job's last pair, of which its rows may see one tile, then the first scores of the
+ * next job, and under them the output of this one. False: there is no next. */
+template <typename T, int D, int N_GROUPS>
+static __device__ __forceinline__ bool
+group_end(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, struct group_task *t)
+{
+    struct group_task done = *t;
+    int n_skipped = job_end_pair(t->job) - t->end;
+    group_start_pair<T>(r, g, t);
+    group_end_values<0>(r);
+    if (t->pair * PAIR_TILES + 1 < t->end_tile) {
+        group_rescale(r, r.decay[1]);
+        group_start_values<T, 1>(r, g, true);
+    }
     struct fold_weights weights = group_end_chunk(r);
-    group_multiply_wait<0>();
-    group_end_values(r);
-    ring_release(&t->v);
-    group_fold(r, &weights, t, t->end - 1);
-}
-
-/* Passes over tiles that other groups need. */
-static __device__ __forceinline__ void group_skip(struct group_task *t, int n_tiles)
-{
-    for (int i = 0; i < n_tiles; i++) {
-        ring_wait(&t->k);
-        ring_release(&t->k);
-        ring_wait(&t->v);
-        ring_release(&t->v);
+    ring_skip<D>(&g->k, n_skipped);
+    bool more = group_take(g, t);
+    if (more) {
+        group_start_scores<T>(r, g);
+        group_end_values<1>(r);
+    } else {
+        group_end_values<0>(r);
     }
+    ring_release<D>(&g->v);
+    if (more)
+        n_skipped += t->first - job_first_pair(t->job);
+    ring_skip<D>(&g->v, n_skipped);
+    group_fold(r, g->parked, &weights, done.first, done.pair);
+    group_store<T>(r, g, &done);
+    group_multiply_wait<0>(); /* here, or the compiler adds a wait of its own and says so */
+    return more;
 }
 
-template <typename T, int D, int N_GROUPS, bool CAPPED>
+template <typename T, bool CAPPED, int D, int N_GROUPS>
 static __device__ __forceinline__ void
 run_rows(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *shared, int group)
 {
-    struct group_task t = {};
-    t.p = p;
-    t.parked = shared->parked[group * GROUP_WARPS + threadIdx.x / 32 % GROUP_WARPS];
-    t.k = ring_start(&shared->k, &shared->k_barriers);
-    t.v = ring_start(&shared->v, &shared->v_barriers);
-    for (int i = 0;; i++) {
-        struct group_rows<D> rows;
-        copy_barrier_wait(shared_address(&shared->q_full), i % 2);
-        t.job = shared->job[i % 2];
-        if (t.job.n_rows == 0)
-            break;
-        group_begin(rows, &t, shared->q, group);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0)
-            copy_barrier_arrive(shared_address(&shared->job_taken));
-        group_skip(&t, t.first - t.job.first_tile);
-        group_run<T, D, CAPPED>(rows, &t);
-        group_skip(&t, t.job.end_tile - t.end);
-        rows.chunk.state[0] = rows.ahead;
-        __syncwarp(); /* what the warp parked has been read */
-        prefill_store(rows.chunk, (T *)t.parked, p, &t.job);
-        __syncwarp();
+    struct group_work<D, N_GROUPS> g = {
+        p, shared, group
+    };
+    struct group_rows<D> rows;
+    struct group_task task;
+    g.q = shared_address(shared->q[group]);
+    g.parked = shared->parked[group * GROUP_WARPS + group_warp()];
+    g.k = ring_start(&shared->k, &shared->k_barriers);
+    g.v = ring_start(&shared->v, &shared->v_barriers);
+    bool more = group_take(&g, &task);
+    if (more) {
+        ring_skip<D>(&g.v, task.first - job_first_pair(task.job));
+        group_start_scores<T>(rows, &g);
+        group_multiply_wait<0>();
+    }
+    while (more) {
+        group_begin<T, CAPPED>(rows, &g, &task);
+        while (task.pair + 1 < task.end)
+            group_step<T, CAPPED>(rows, &g, &task);
+        more = group_end<T>(rows, &g, &task);
     }
 }
 
@@ -311,15 +447,16 @@ static __global__ void __launch_bounds__(GROUP_THREADS *(1 + N_GROUPS), 1)
         registers_shrink<FETCH_REGISTERS(N_GROUPS)>();
         struct ring_place k = ring_start(&shared->k, &shared->k_barriers);
         struct ring_place v = ring_start(&shared->v, &shared->v_barriers);
+        previous_kernel_wait();
         if (warp == 0)
-            run_queries<T>(&p, shared);
+            run_queries<T>(&p, &maps, shared);
         else if (warp == 1)
-            run_tiles<T>(&p, shared, k, &maps.k, p.k, maps.box_groups);
+            run_pairs<T>(&p, shared, k, &maps.k, p.k, maps.box_groups);
         else if (warp == 2)
-            run_tiles<T>(&p, shared, v, &maps.v, p.v, maps.box_groups);
+            run_pairs<T>(&p, shared, v, &maps.v, p.v, maps.box_groups);
     } else {
         registers_grow<GROUP_REGISTERS(N_GROUPS)>();
-        run_rows<T, D, N_GROUPS, CAPPED>(&p, shared, group - 1);
+        run_rows<T, CAPPED>(&p, shared, group - 1);
     }
 #endif
 }
@@ -327,31 +464,41 @@ static __global__ void __launch_bounds__(GROUP_THREADS *(1 + N_GROUPS), 1)
 template <typename T, int D, int N_GROUPS, bool CAPPED>
 static void hopper_launch(const struct cuda_device *d, const struct attention_params *p)
 {
-    auto kernel = hopper_kernel<T, D, N_GROUPS, CAPPED>;
-    size_t shared = sizeof(struct hopper_shared<D, N_GROUPS>);
-    CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    struct hopper_maps maps;
+    int grid = MIN(max_jobs(p, N_GROUPS * GROUP_ROWS), d->n_sms);
+    struct hopper_maps maps = {};
+    maps.box_tokens = GROUP_ROWS % p->heads_per_kv == 0 ? GROUP_ROWS / p->heads_per_kv : 0;
     maps.box_groups = p->block_size % ATTENTION_TILE == 0 ? TILE_GROUPS : 1;
+    if (maps.box_tokens > 0)
+        attention_map_queries(&maps.q, p, maps.box_tokens);
     attention_map_boxes(&maps.k, p->k, D, maps.box_groups * GROUP_KEYS, 64);
     attention_map_boxes(&maps.v, p->v, D, maps.box_groups * GROUP_KEYS, 64);
-    int grid = MIN(max_jobs(p, N_GROUPS * GROUP_ROWS), d->n_sms);
-    kernel<<<grid, GROUP_THREADS *(1 + N_GROUPS), shared, d->stream>>>(*p, maps);
-    CUDA_CHECK_LAUNCH();
+    cuda_launch_early(d, hopper_kernel<T, D, N_GROUPS, CAPPED>, dim3(grid),
+                      GROUP_THREADS * (1 + N_GROUPS), sizeof(struct hopper_shared<D, N_GROUPS>), *p,
+                      maps);
 }
 
-/* As many groups as the registers of a multiprocessor hold the rows of. */
+/* Up to so many keys jobs of head_dim 64 have 128 rows: 1x512 tokens of 32 heads take 11.1 us, with
+ * 192 rows 13.0; 16x1024 tokens take 246 and 253 us. */
+#define HOPPER_SHORT_KEYS 1024
+
+/* As many groups as the registers of a multiprocessor hold the rows of; but the end of a job is not
+ * hidden, and where sequences are short smaller jobs fill the multiprocessors better. */
 template <typename T, bool CAPPED>
 static bool hopper_launch_size(const struct cuda_device *d, const struct attention_params *p)
 {
-    switch (p->head_dim) {
-    case 64: hopper_launch<T, 64, 3, CAPPED>(d, p); return true;
-    case 128: hopper_launch<T, 128, 2, CAPPED>(d, p); return true;
-    default: return false;
-    }
+    bool is_short = p->max_blocks * p->block_size <= HOPPER_SHORT_KEYS;
+    if (p->head_dim == 128)
+        hopper_launch<T, 128, 2, CAPPED>(d, p);
+    else if (p->head_dim == 64 && is_short)
+        hopper_launch<T, 64, 2, CAPPED>(d, p);
+    else if (p->head_dim == 64)
+        hopper_launch<T, 64, 3, CAPPED>(d, p);
+    else
+        return false;
+    return true;
 }
 
-/* With so few keys there is nothing to overlap: four prompts of 64 tokens take 8.3 us here, 7.3 in
+/* With so few keys there is nothing to overlap: four prompts of 64 tokens took 8.3 us here, 7.3 in
  * the other kernel. */
 #define HOPPER_MIN_KEYS (2 * ATTENTION_TILE)
 

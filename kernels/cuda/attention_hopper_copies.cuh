@@ -6,60 +6,83 @@
 
 #include "kernels/cuda/attention_prefill.cuh"
 
-#define GROUP_WARPS   4 /* of a warp group */
-#define GROUP_THREADS (32 * GROUP_WARPS)
-#define GROUP_ROWS    64
-#define HOPPER_STAGES 4
-#define PATTERN_BYTES 1024                   /* eight lines of 128: a swizzle's pattern */
-#define PANEL_BYTES   (ATTENTION_TILE * 128) /* 64 columns of a tile */
-#define TILE_GROUPS   (ATTENTION_TILE / GROUP_KEYS)
+#define GROUP_WARPS      4 /* of a warp group */
+#define GROUP_THREADS    (32 * GROUP_WARPS)
+#define GROUP_ROWS       64
+#define JOB_STAGES       2    /* jobs that are known: the one that is computed, and the next */
+#define PATTERN_BYTES    1024 /* eight lines of 128: a swizzle's pattern                      */
+#define PAIR_TILES       2
+#define PAIR_KEYS        (PAIR_TILES * ATTENTION_TILE)
+#define PAIRS_PER_CHUNK  (TILES_PER_CHUNK / PAIR_TILES)
+#define TILE_GROUPS      (ATTENTION_TILE / GROUP_KEYS)
+#define PAIR_GROUPS      (PAIR_TILES * TILE_GROUPS)
+#define Q_PANEL_BYTES    (GROUP_ROWS * 128)     /* 64 columns of the queries of a group */
+#define TILE_PANEL_BYTES (ATTENTION_TILE * 128) /* 64 columns of a tile */
+#define PAIR_PANEL_BYTES (PAIR_TILES * TILE_PANEL_BYTES)
 
 struct hopper_maps {
-    CUtensorMap k, v;
-    int box_groups; /* of GROUP_KEYS keys in a box: TILE_GROUPS or 1 */
+    CUtensorMap q, k, v;
+    int box_tokens; /* of queries in a box, a group's rows; 0: rows are copied one by one */
+    int box_groups; /* of GROUP_KEYS keys in a box: TILE_GROUPS or 1                      */
 };
 
 /* ---- shared memory -------------------------------------------------------------------------- */
 
-/* Tiles in panels of 64 columns, [ATTENTION_TILE][64], whose lines of 128 bytes are swizzled. */
-template <int D> struct tile_ring {
-    unsigned char tiles[HOPPER_STAGES][D / 64 * PANEL_BYTES];
+/* Pairs of tiles that a ring holds: as many as there is room for. */
+static constexpr __host__ __device__ int ring_stages(int head_dim)
+{
+    return 256 / head_dim;
+}
+
+/* Pairs in panels of 64 columns, [PAIR_KEYS][64], whose lines of 128 bytes are swizzled. */
+template <int D> struct pair_ring {
+    unsigned char pairs[ring_stages(D)][D / 64 * PAIR_PANEL_BYTES];
 };
 
-/* A place of a ring has a tile after `full`, and may get the next one after `empty`. */
-struct ring_barriers {
-    uint64_t full[HOPPER_STAGES], empty[HOPPER_STAGES];
+/* A place of a ring has a pair after `full`, and may get the next one after `empty`. */
+template <int N_STAGES> struct ring_barriers {
+    uint64_t full[N_STAGES], empty[N_STAGES];
 };
 
 template <int D, int N_GROUPS> struct hopper_shared {
-    struct tile_ring<D> k, v; /* first: aligned to PATTERN_BYTES                                */
-    uint4 q[N_GROUPS * GROUP_ROWS * (D + ROW_PADDING) / 8];
+    struct pair_ring<D> k, v;                          /* first: aligned to PATTERN_BYTES */
+    unsigned char q[N_GROUPS][D / 64 * Q_PANEL_BYTES]; /* in panels as well               */
     float4 parked[N_GROUPS * GROUP_WARPS][D / 8 * 32]; /* output of earlier chunks, each thread's */
-    struct ring_barriers k_barriers, v_barriers;
-    /* A job is described; queries are there; everybody has seen the job and taken its queries. */
-    uint64_t job_told, q_full, job_taken;
-    struct prefill_job job[2];
+    struct ring_barriers<ring_stages(D)> k_barriers, v_barriers;
+    struct ring_barriers<N_GROUPS> q_barriers; /* of each group's queries         */
+    struct ring_barriers<JOB_STAGES> job_barriers;
+    struct prefill_job job[JOB_STAGES];
 };
 
 /* A warp's way round a ring. */
 struct ring_place {
-    uint32_t tiles, barriers; /* of the ring's first place    */
+    uint32_t pairs, barriers; /* of the ring's first place    */
     int stage, parity;        /* where the warp is; its turn  */
+};
+
+/* Where 16 bytes of a row go in panels of swizzled lines. */
+template <int PANEL_BYTES> struct swizzled_rows {
+    uint32_t rows;
+
+    __device__ __forceinline__ uint32_t operator()(int row, int part) const
+    {
+        return rows + part / 8 * PANEL_BYTES + row * 128 + (part % 8 ^ row % 8) * 16;
+    }
 };
 
 #if PTX_WARP_GROUPS
 
 template <int D>
-static __device__ __forceinline__ struct ring_place ring_start(struct tile_ring<D> *ring,
-                                                               struct ring_barriers *barriers)
+static __device__ __forceinline__ struct ring_place
+ring_start(struct pair_ring<D> *ring, struct ring_barriers<ring_stages(D)> *barriers)
 {
     struct ring_place r = {shared_address(ring), shared_address(barriers), 0, 0};
     return r;
 }
 
-template <int D> static __device__ __forceinline__ uint32_t ring_tile(const struct ring_place *r)
+template <int D> static __device__ __forceinline__ uint32_t ring_pair(const struct ring_place *r)
 {
-    return r->tiles + r->stage * (D / 64 * PANEL_BYTES);
+    return r->pairs + r->stage * (D / 64 * PAIR_PANEL_BYTES);
 }
 
 static __device__ __forceinline__ uint32_t ring_full(const struct ring_place *r)
@@ -67,14 +90,14 @@ static __device__ __forceinline__ uint32_t ring_full(const struct ring_place *r)
     return r->barriers + 8 * r->stage;
 }
 
-static __device__ __forceinline__ uint32_t ring_empty(const struct ring_place *r)
+template <int D> static __device__ __forceinline__ uint32_t ring_empty(const struct ring_place *r)
 {
-    return r->barriers + 8 * (HOPPER_STAGES + r->stage);
+    return r->barriers + 8 * (ring_stages(D) + r->stage);
 }
 
-static __device__ __forceinline__ void ring_advance(struct ring_place *r)
+template <int D> static __device__ __forceinline__ void ring_advance(struct ring_place *r)
 {
-    if (++r->stage == HOPPER_STAGES) {
+    if (++r->stage == ring_stages(D)) {
         r->stage = 0;
         r->parity ^= 1;
     }
@@ -82,15 +105,42 @@ static __device__ __forceinline__ void ring_advance(struct ring_place *r)
 
 static __device__ __forceinline__ void ring_wait(const struct ring_place *r)
 {
-    copy_barrier_wait(ring_full(r), r->parity);
+    copy_barrier_wait_together(ring_full(r), r->parity);
+}
+
+/* The same for two at once: to ask takes 60 cycles. */
+static __device__ __forceinline__ void ring_wait_both(const struct ring_place *a,
+                                                      const struct ring_place *b)
+{
+    bool a_is_full, b_is_full;
+    do {
+        a_is_full = copy_barrier_is_over(ring_full(a), a->parity);
+        b_is_full = copy_barrier_is_over(ring_full(b), b->parity);
+    } while (!__all_sync(~0u, a_is_full && b_is_full));
+}
+
+/* By one lane of a warp that has used what the barrier is for. */
+static __device__ __forceinline__ void warp_release(uint32_t barrier)
+{
+    if (threadIdx.x % 32 == 0)
+        copy_barrier_arrive(barrier);
 }
 
 /* By each warp that computes, when it has used its place. */
-static __device__ __forceinline__ void ring_release(struct ring_place *r)
+template <int D> static __device__ __forceinline__ void ring_release(struct ring_place *r)
 {
-    if (threadIdx.x % 32 == 0)
-        copy_barrier_arrive(ring_empty(r));
-    ring_advance(r);
+    warp_release(ring_empty<D>(r));
+    ring_advance<D>(r);
+}
+
+template <int N_STAGES>
+static __device__ __forceinline__ void ring_barriers_init(struct ring_barriers<N_STAGES> *barriers,
+                                                          int n_full, int n_empty)
+{
+    for (int i = 0; i < N_STAGES; i++) {
+        copy_barrier_init(shared_address(&barriers->full[i]), n_full);
+        copy_barrier_init(shared_address(&barriers->empty[i]), n_empty);
+    }
 }
 
 /* By one thread, before a barrier of the block. */
@@ -98,16 +148,22 @@ template <int D, int N_GROUPS>
 static __device__ __forceinline__ void hopper_shared_init(struct hopper_shared<D, N_GROUPS> *shared)
 {
     constexpr int n_warps = N_GROUPS * GROUP_WARPS;
-    for (int i = 0; i < HOPPER_STAGES; i++) {
-        copy_barrier_init(shared_address(&shared->k_barriers.full[i]), 1);
-        copy_barrier_init(shared_address(&shared->v_barriers.full[i]), 1);
-        copy_barrier_init(shared_address(&shared->k_barriers.empty[i]), n_warps);
-        copy_barrier_init(shared_address(&shared->v_barriers.empty[i]), n_warps);
-    }
-    copy_barrier_init(shared_address(&shared->job_told), 1);
-    copy_barrier_init(shared_address(&shared->q_full), 32);
-    copy_barrier_init(shared_address(&shared->job_taken), n_warps + 2);
+    ring_barriers_init(&shared->k_barriers, 1, n_warps);
+    ring_barriers_init(&shared->v_barriers, 1, n_warps);
+    ring_barriers_init(&shared->q_barriers, 32, GROUP_WARPS);
+    ring_barriers_init(&shared->job_barriers, 1, n_warps + 2);
     copy_barrier_publish();
+}
+
+/* Pairs of a job, of which the last need not have two tiles. */
+static __device__ __forceinline__ int job_first_pair(const struct prefill_job *job)
+{
+    return job->first_tile / PAIR_TILES;
+}
+
+static __device__ __forceinline__ int job_end_pair(const struct prefill_job *job)
+{
+    return CEIL_DIV(job->end_tile, PAIR_TILES);
 }
 
 /* ---- jobs and queries ----------------------------------------------------------------------- */
@@ -141,72 +197,126 @@ static __device__ __forceinline__ bool job_cursor_find(struct job_cursor *c,
     return false;
 }
 
-/* Takes jobs, tells the other warps of each, and copies its query rows; a job without rows is the
- * end. A job is told once the one before has been taken by everybody: then that before it is done,
- * and its description may be overwritten. */
+/* Finds job `number`; a job without rows is the end. */
+static __device__ __forceinline__ struct prefill_job
+take_job(struct job_cursor *cursor, const struct attention_params *p, int number, int job_rows)
+{
+    struct prefill_job job = {};
+    int seq, index;
+    if (job_cursor_find(cursor, p, number / p->n_kv_heads, job_rows, &seq, &index))
+        prefill_describe(p, seq, number % p->n_kv_heads, index, job_rows, &job);
+    return job;
+}
+
+/* Copies a group's queries. */
+template <typename T, int D>
+static __device__ __forceinline__ void load_queries(uint32_t to, const struct attention_params *p,
+                                                    const struct hopper_maps *maps,
+                                                    const struct prefill_job *job, uint32_t full)
+{
+    if (maps->box_tokens == 0) {
+        prefill_load_q<T, D, GROUP_ROWS / 16, true>(swizzled_rows<Q_PANEL_BYTES>{to}, p, job);
+        copy_barrier_expect_async(full);
+    } else if (threadIdx.x % 32 == 0) {
+        int first_row = job->first_row + job->warp_row;
+        copy_barrier_expect(full, D / 64 * Q_PANEL_BYTES);
+#pragma unroll
+        for (int i = 0; i < D / 64; i++)
+            copy_block(to + i * Q_PANEL_BYTES, &maps->q, i * 64, job->kv_head * p->heads_per_kv,
+                       job->first_token + first_row / p->heads_per_kv, full);
+    }
+    copy_barrier_arrive(full);
+}
+
+/* Brings a job's queries near: they are read once, and there is no room for them yet. */
+template <int D>
+static __device__ __forceinline__ void prefetch_queries(const struct attention_params *p,
+                                                        const struct hopper_maps *maps,
+                                                        const struct prefill_job *job, int n_groups)
+{
+    int lane = threadIdx.x % 32;
+    if (maps->box_tokens > 0 && lane < n_groups * (D / 64))
+        prefetch_block(&maps->q, lane % (D / 64) * 64, job->kv_head * p->heads_per_kv,
+                       job->first_token + job->first_row / p->heads_per_kv +
+                           lane / (D / 64) * maps->box_tokens);
+    __syncwarp();
+}
+
+/* Copies the queries of each group of a job, the i-th, once the group has multiplied the last keys
+ * of the job before with those that are there. */
+template <typename T, int D, int N_GROUPS>
+static __device__ __forceinline__ void
+push_queries(const struct attention_params *p, const struct hopper_maps *maps,
+             struct hopper_shared<D, N_GROUPS> *shared, struct prefill_job *job, int i)
+{
+    prefetch_queries<D>(p, maps, job, N_GROUPS);
+    for (int group = 0; group < N_GROUPS; group++) {
+        job->warp_row = group * GROUP_ROWS;
+        copy_barrier_wait(shared_address(&shared->q_barriers.empty[group]), i % 2 ^ 1);
+        __syncwarp();
+        load_queries<T, D>(shared_address(shared->q[group]), p, maps, job,
+                           shared_address(&shared->q_barriers.full[group]));
+    }
+}
+
+/* Takes jobs, tells the other warps of each, and copies its queries. The next is asked for as late
+ * as it can be: another block may be the sooner to have time for it. */
 template <typename T, int D, int N_GROUPS>
 static __device__ __forceinline__ void run_queries(const struct attention_params *p,
+                                                   const struct hopper_maps *maps,
                                                    struct hopper_shared<D, N_GROUPS> *shared)
 {
-    constexpr int job_rows = N_GROUPS * GROUP_ROWS;
-    uint32_t q = shared_address(shared->q), q_full = shared_address(&shared->q_full);
     struct job_cursor cursor = {0, 0};
     int lane = threadIdx.x % 32, number = blockIdx.x;
+    copy_box_prepare(&maps->q);
     for (int i = 0;; i++) {
-        struct prefill_job job = {};
-        int seq, index, next_number = 0;
-        bool found = job_cursor_find(&cursor, p, number / p->n_kv_heads, job_rows, &seq, &index);
-        if (found)
-            prefill_describe(p, seq, number % p->n_kv_heads, index, job_rows, &job);
-        if (i > 0)
-            copy_barrier_wait(shared_address(&shared->job_taken), (i - 1) % 2);
+        int stage = i % JOB_STAGES, parity = i / JOB_STAGES % 2;
+        struct prefill_job job = take_job(&cursor, p, number, N_GROUPS * GROUP_ROWS);
+        copy_barrier_wait(shared_address(&shared->job_barriers.empty[stage]), parity ^ 1);
         if (lane == 0) {
-            shared->job[i % 2] = job;
-            copy_barrier_arrive(shared_address(&shared->job_told));
+            shared->job[stage] = job;
+            copy_barrier_arrive(shared_address(&shared->job_barriers.full[stage]));
         }
-        if (found && lane == 0)
-            next_number = gridDim.x + atomicAdd(&p->counters->next_job, 1);
-        if (found) {
-            prefill_load_q<T, D, job_rows / 16, true>(q, p, &job);
-            copy_barrier_expect_async(q_full);
-        }
-        copy_barrier_arrive(q_full);
-        if (!found)
+        if (job.n_rows == 0)
             break;
-        number = __shfl_sync(~0u, next_number, 0);
+        push_queries<T>(p, maps, shared, &job, i);
+        if (lane == 0)
+            number = gridDim.x + atomicAdd(&p->counters->next_job, 1);
+        number = __shfl_sync(~0u, number, 0);
     }
+    next_kernel_start();
     prefill_finish(p);
 }
 
 /* ---- keys and values ------------------------------------------------------------------------ */
 
-/* Where 32 groups of keys are, those of a tile's chunk, one per lane: rows of the cache. */
+/* Where 32 groups of keys are, those of a pair's chunk, one per lane: rows of the cache. */
 template <int D>
 static __device__ __forceinline__ int chunk_rows(const struct attention_params *p,
-                                                 const struct prefill_job *job, int tile)
+                                                 const struct prefill_job *job, int pair)
 {
-    int key = tile / TILES_PER_CHUNK * ATTENTION_CHUNK + threadIdx.x % 32 * GROUP_KEYS;
+    int key = pair / PAIRS_PER_CHUNK * ATTENTION_CHUNK + threadIdx.x % 32 * GROUP_KEYS;
     int index = (int)((unsigned)key / (unsigned)p->block_size);
     int block = p->block_table[(size_t)job->seq * p->max_blocks + min(index, p->max_blocks - 1)];
     return (int)(kv_index(p, block, job->kv_head, key - index * p->block_size) / D);
 }
 
 /* The tile at the end of a sequence, 16 bytes a copy: the rows of keys that do not exist become
- * zeros, for a value that no query sees must still be a number. row: as of push_tile(). */
+ * zeros, for a value that no query sees must still be a number. row: as of push_pair(). */
 template <typename T, int D>
 static __device__ __forceinline__ void copy_last_tile(uint32_t to, const T *from, int tile, int row,
                                                       int kv_len)
 {
     constexpr int row_parts = D / 8;
     int lane = threadIdx.x % 32, n_keys = kv_len - tile * ATTENTION_TILE;
+    swizzled_rows<PAIR_PANEL_BYTES> place = {to};
     for (int group = 0; group < TILE_GROUPS; group++) {
         int first_row = __shfl_sync(~0u, row, tile % TILES_PER_CHUNK * TILE_GROUPS + group);
 #pragma unroll
         for (int i = 0; i < GROUP_KEYS * row_parts / 32; i++) {
-            int part = lane + 32 * i, column = part % row_parts;
-            int key = group * GROUP_KEYS + part / row_parts;
+            int part = lane + 32 * i, key = group * GROUP_KEYS + part / row_parts;
             bool exists = key < n_keys;
-            copy_async_16(to + column / 8 * PANEL_BYTES + key * 128 + (column % 8 ^ key % 8) * 16,
+            copy_async_16(place(key, part % row_parts),
                           exists ? from + (size_t)first_row * D + part * 8 : from, exists);
         }
     }
@@ -215,54 +325,56 @@ static __device__ __forceinline__ void copy_last_tile(uint32_t to, const T *from
     copy_box_fence();
 }
 
-/* Copies a tile to the next place of a ring. row: chunk_rows() of the tile. */
+/* Copies a pair of tiles, of which the second need not exist, to the next place of a ring. row:
+ * chunk_rows() of the pair. */
 template <typename T, int D>
-static __device__ __forceinline__ void push_tile(struct ring_place *ring, const CUtensorMap *map,
-                                                 const T *from, int box_groups, int tile, int row,
-                                                 int kv_len)
+static __device__ __forceinline__ void push_pair(struct ring_place *ring, const CUtensorMap *map,
+                                                 const T *from, int box_groups, int pair,
+                                                 int end_tile, int row, int kv_len)
 {
-    int lane = threadIdx.x % 32, group = lane % TILE_GROUPS;
-    uint32_t to = ring_tile<D>(ring), full = ring_full(ring);
-    bool is_whole = (tile + 1) * ATTENTION_TILE <= kv_len;
-    copy_barrier_wait(ring_empty(ring), ring->parity ^ 1);
-    if (!is_whole)
-        copy_last_tile<T, D>(to, from, tile, row, kv_len);
+    int lane = threadIdx.x % 32, group = lane % PAIR_GROUPS, tile = pair * PAIR_TILES;
+    int n_tiles = min(PAIR_TILES, end_tile - tile);
+    int n_whole = min(n_tiles, kv_len / ATTENTION_TILE - tile);
+    uint32_t to = ring_pair<D>(ring), full = ring_full(ring);
+    copy_barrier_wait(ring_empty<D>(ring), ring->parity ^ 1);
+    if (n_whole < n_tiles)
+        copy_last_tile<T, D>(to + n_whole * TILE_PANEL_BYTES, from, tile + n_whole, row, kv_len);
     __syncwarp();
-    if (lane == 0) {
-        if (is_whole)
-            copy_barrier_expect(full, D / 64 * PANEL_BYTES);
-        copy_barrier_arrive(full);
-    }
+    if (lane == 0)
+        copy_barrier_arrive_expecting(full, n_whole * (D / 64 * TILE_PANEL_BYTES));
     __syncwarp();
-    if (is_whole && lane / TILE_GROUPS == tile % TILES_PER_CHUNK && group % box_groups == 0) {
+    if (lane / PAIR_GROUPS == pair % PAIRS_PER_CHUNK && group < n_whole * TILE_GROUPS &&
+        group % box_groups == 0) {
 #pragma unroll
         for (int i = 0; i < D / 64; i++)
-            copy_box_kept(to + i * PANEL_BYTES + group * GROUP_KEYS * 128, map, i * 64, row, full);
+            copy_box_kept(to + i * PAIR_PANEL_BYTES + group * GROUP_KEYS * 128, map, i * 64, row,
+                          full);
     }
     __syncwarp();
-    ring_advance(ring);
+    ring_advance<D>(ring);
 }
 
 /* Copies the keys, or the values, of all jobs. */
 template <typename T, int D, int N_GROUPS>
 static __device__ __forceinline__ void
-run_tiles(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *shared,
+run_pairs(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *shared,
           struct ring_place ring, const CUtensorMap *map, const void *from, int box_groups)
 {
     copy_box_prepare(map);
     for (int i = 0;; i++) {
-        copy_barrier_wait(shared_address(&shared->job_told), i % 2);
-        const struct prefill_job *job = &shared->job[i % 2];
-        int first = job->first_tile, end = job->end_tile, kv_len = job->kv_len;
-        if (job->n_rows == 0)
+        int stage = i % JOB_STAGES;
+        copy_barrier_wait(shared_address(&shared->job_barriers.full[stage]), i / JOB_STAGES % 2);
+        struct prefill_job job = shared->job[stage];
+        if (job.n_rows == 0)
             break;
-        if (threadIdx.x % 32 == 0)
-            copy_barrier_arrive(shared_address(&shared->job_taken));
-        int row = chunk_rows<D>(p, job, first);
-        for (int tile = first; tile < end; tile++) {
-            if (tile > first && tile % TILES_PER_CHUNK == 0)
-                row = chunk_rows<D>(p, job, tile);
-            push_tile<T, D>(&ring, map, (const T *)from, box_groups, tile, row, kv_len);
+        __syncwarp();
+        warp_release(shared_address(&shared->job_barriers.empty[stage]));
+        int row = 0;
+        for (int pair = job_first_pair(&job); pair < job_end_pair(&job); pair++) {
+            if (pair == job_first_pair(&job) || pair % PAIRS_PER_CHUNK == 0)
+                row = chunk_rows<D>(p, &job, pair);
+            push_pair<T, D>(&ring, map, (const T *)from, box_groups, pair, job.end_tile, row,
+                            job.kv_len);
         }
     }
 }

@@ -126,9 +126,9 @@ static __device__ __forceinline__ int prefill_place(const struct attention_param
 }
 
 /* The warp's query rows to shared memory; zeros beyond the last row. The lanes find the places of
- * 32 rows together, with one division each. */
-template <typename T, int D, int M_TILES, bool AMPERE>
-static __device__ __forceinline__ void prefill_load_q(uint32_t to, const struct attention_params *p,
+ * 32 rows together, with one division each. to(row, part) is where 16 bytes of a row go. */
+template <typename T, int D, int M_TILES, bool AMPERE, typename ADDRESS>
+static __device__ __forceinline__ void prefill_load_q(ADDRESS to, const struct attention_params *p,
                                                       const struct prefill_job *job)
 {
     constexpr int row_parts = D / 8, n_rows = 16 * M_TILES, batch = n_rows < 32 ? n_rows : 32;
@@ -141,8 +141,7 @@ static __device__ __forceinline__ void prefill_load_q(uint32_t to, const struct 
             int part = lane + 32 * i, row = part / row_parts;
             int from = __shfl_sync(~0u, place, row);
             const T *q = (const T *)p->qkv + (size_t)max(from, 0) * D;
-            copy_16<AMPERE>(padded_rows<D>{to}(first + row, part % row_parts),
-                            q + part % row_parts * 8, from >= 0);
+            copy_16<AMPERE>(to(first + row, part % row_parts), q + part % row_parts * 8, from >= 0);
         }
     }
 }
@@ -368,7 +367,7 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
     block_window_load(&window, p, job->seq, job->first_tile);
     struct key_group keys =
         key_group_find(&window, p, job->seq, job->kv_head, job->first_tile, job->kv_len);
-    prefill_load_q<T, D, M_TILES, AMPERE>(q, p, job);
+    prefill_load_q<T, D, M_TILES, AMPERE>(padded_rows<D>{q}, p, job);
     key_group_copy<T, D, AMPERE>(padded_rows<D>{k + to}, (const T *)p->k, &keys, p);
     copy_commit<AMPERE>();
     for (int tile = job->first_tile; tile < job->end_tile; tile++) {

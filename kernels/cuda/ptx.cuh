@@ -256,15 +256,30 @@ static __device__ __forceinline__ void copy_box_prepare(const CUtensorMap *map)
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+/* The same for a box of an array of three dimensions, the innermost first. */
+static __device__ __forceinline__ void copy_block(uint32_t to, const CUtensorMap *map, int x, int y,
+                                                  int z, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+                 : "memory");
+}
+
+/* Brings such a box to the L2 cache. */
+static __device__ __forceinline__ void prefetch_block(const CUtensorMap *map, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
+                 "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 /* The same for a matrix whose columns are cut into panels, [panel][row][column], with the panels of
- * a box one behind the other. The L2 cache keeps it. */
+ * a box one behind the other. */
 static __device__ __forceinline__ void copy_panels(uint32_t to, const CUtensorMap *map, int row,
                                                    int panel, uint32_t barrier)
 {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 " [%0], [%1, {0, %2, %3}], [%4];" ::"r"(to),
-                 "l"(map), "r"(row), "r"(panel), "r"(barrier)
-                 : "memory");
+    copy_block(to, map, 0, row, panel, barrier);
 }
 
 /* The same for a matrix whose rows are cut into two halves as well: [panel][half][row][column]. */
@@ -470,25 +485,29 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
     FIRST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
-/* For a: 64x16, in registers, and b: 16 x columns, group_operand():
- *   multiply_keys_64     c = a b, 64 columns; lines of b run along the sum. ADD: c += a b.
- *   multiply_values_64   the same for lines of b that run along its columns; `add` is not constant.
- *   multiply_values_128  the same, 128 columns. */
+/* For b: 16 x columns, group_operand():
+ *   multiply_keys_128    c = a b, 128 columns, for a: 64x16 in shared memory, group_operand(), too;
+ *                        lines of b run along the sum. ADD: c += a b.
+ *   multiply_values_64   c += a b, 64 columns, for a: 64x16, in registers, and lines of b that run
+ *                        along its columns. Without `add`, which is not constant: c = a b.
+ *   multiply_values_128  the same, 128 columns.
+ * A left operand in registers holds the warp until its product begins; two operands in shared
+ * memory do not, but 64 columns of them take all that shared memory gives. */
 #define DEFINE_GROUP_PRODUCTS(type, name)                                                          \
     template <bool ADD>                                                                            \
-    static __device__ __forceinline__ void multiply_keys_64(float c[8][4], const uint32_t a[4],    \
-                                                            uint64_t b, type)                      \
+    static __device__ __forceinline__ void multiply_keys_128(float c[16][4], uint64_t a,           \
+                                                             uint64_t b, type)                     \
     {                                                                                              \
         if (ADD)                                                                                   \
-            asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" FIRST_32 \
-                         "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"                               \
-                         : EIGHT_TILES("+f", c, 0)                                                 \
-                         : LEFT_OPERAND(a), "l"(b));                                               \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name              \
+                         " {" FIRST_64 "}, %64, %65, 1, 1, 1, 0, 0;"                               \
+                         : EIGHT_TILES("+f", c, 0), EIGHT_TILES("+f", c, 8)                        \
+                         : "l"(a), "l"(b));                                                        \
         else                                                                                       \
-            asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" FIRST_32 \
-                         "}, {%32, %33, %34, %35}, %36, 0, 1, 1, 0;"                               \
-                         : EIGHT_TILES("=f", c, 0)                                                 \
-                         : LEFT_OPERAND(a), "l"(b));                                               \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name              \
+                         " {" FIRST_64 "}, %64, %65, 0, 1, 1, 0, 0;"                               \
+                         : EIGHT_TILES("=f", c, 0), EIGHT_TILES("=f", c, 8)                        \
+                         : "l"(a), "l"(b));                                                        \
     }                                                                                              \
     static __device__ __forceinline__ void multiply_values_64(float c[8][4], const uint32_t a[4],  \
                                                               uint64_t b, bool add, type)          \
