@@ -1,4 +1,5 @@
-/* attention_decode.cuh - attention of the sequences that bring one token to the step.
+/* attention_decode.cuh - attention of the sequences that bring one token to the step, where
+ * attention_decode_hopper.cuh does not fit: mostly before compute capability 9.0.
  *
  *   out[h] = softmax(scale q[h] K^T) V
  *
@@ -16,19 +17,18 @@
  *   values  each warp of four does the softmax of the tile before, and multiplies with its quarter
  *           of the columns of the values.
  *
- * A barrier moves scores and values on by a tile; that step is about 0.55 us, while the 32 KiB of a
- * tile of head_dim 128 take 0.94 us when all multiprocessors read.
+ * A barrier moves all of them on by a tile.
  *
  * A pair that is one piece is folded in registers and written. Chunks of other pairs are parked in
  * scratch memory, and the block that brings the last one folds all of them in order.
  *
  * From compute capability 9.0 on the kernel may start while the one before it ends: until
- * previous_kernel_wait() it reads the plan, the block table, and of the cache what earlier steps
- * have written.
+ * previous_kernel_wait() it reads the plan and the block table.
  */
 #ifndef QUIRE_CUDA_ATTENTION_DECODE_CUH
 #define QUIRE_CUDA_ATTENTION_DECODE_CUH
 
+#include "kernels/cuda/attention_decode_hopper.cuh"
 #include "kernels/cuda/attention_decode_ring.cuh"
 #include "kernels/cuda/attention_decode_rows.cuh"
 
@@ -41,8 +41,6 @@ enum decode_task { TASK_VALUES, TASK_SCORES, TASK_COPIES, TASK_FEED }; /* by thr
 template <int N_HALVES> struct __align__(16) decode_shared
 {
     float score[2][8 * N_HALVES][SCORE_STRIDE]; /* of a tile and of the next          */
-    uint64_t arrived[DECODE_MAX_STAGES];        /* copy barriers: a stage is filled   */
-    uint64_t released[DECODE_MAX_STAGES];       /* and is free again                  */
     struct decode_queue queue;
     int is_last; /* whether a chunk is the last of its pair that is parked */
 };
@@ -76,7 +74,7 @@ template <typename T, int D, bool AMPERE, bool CAPPED>
 static __device__ __forceinline__ void decode_scores(float s[2][4], const uint32_t q[D / 16][4],
                                                      uint32_t k, const struct attention_params *p)
 {
-    decode_tile<D, AMPERE> keys = {k};
+    padded_rows<D> keys = {k};
     int lane = threadIdx.x % 32, key = tile_warp() * GROUP_KEYS + lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int n = 0; n < 2; n++) {
@@ -134,7 +132,7 @@ static __device__ __forceinline__ void decode_load_values(uint32_t b[DECODE_COLU
                                                           uint32_t v, int i)
 {
     constexpr int n_columns = DECODE_COLUMN_TILES(D);
-    decode_tile<D, AMPERE> tile = {v};
+    padded_rows<D> tile = {v};
     int first = tile_warp() * n_columns;
 #pragma unroll
     for (int n = 0; n < n_columns; n++) {
@@ -216,7 +214,7 @@ static __device__ __forceinline__ void decode_score(const struct attention_param
     for (int i = 0;; i++) {
         if (is_ahead && n_loaded == n_begun && *(volatile int *)&queue->n_pieces > n_begun)
             decode_load_q<T, D, N_HALVES>(next_q, p, &queue->piece[n_loaded++ % QUEUE_PIECES]);
-        uint32_t k = ring_next<D, AMPERE>(&ring);
+        uint32_t k = ring_next<D>(&ring);
         if (n_left == 0) {
             const struct decode_piece *piece = &queue->piece[n_begun % QUEUE_PIECES];
             n_left = piece->end_tile - piece->tile;
@@ -252,7 +250,7 @@ decode_value_piece(const struct attention_params *p, struct decode_shared<N_HALV
     decode_rows_clear(all);
     decode_rows_clear(chunk);
     for (int tile = piece->tile; tile < piece->end_tile;) {
-        uint32_t v = ring_next<D, AMPERE>(ring) + tile_bytes;
+        uint32_t v = ring_next<D>(ring) + tile_bytes;
         decode_take_tile<T, D, N_HALVES, AMPERE>(chunk, shared->score[(*i)++ % 2], v, p, tile,
                                                  piece->kv_len);
         if (++tile < piece->end_tile && tile % TILES_PER_CHUNK != 0)
@@ -278,7 +276,7 @@ static __device__ __forceinline__ void decode_value(const struct attention_param
     struct decode_ring ring = *shared_ring;
     int n_tiles = 0;
     previous_kernel_wait();
-    ring_next<D, AMPERE>(&ring); /* the step of the first scores */
+    ring_next<D>(&ring); /* the step of the first scores */
     for (int n = 0;; n++) {
         struct decode_piece piece = shared->queue.piece[n % QUEUE_PIECES];
         if (piece.tile == piece.end_tile)
@@ -291,28 +289,18 @@ static __device__ __forceinline__ void decode_value(const struct attention_param
 
 template <typename T, int D, int N_HALVES, bool AMPERE, bool CAPPED>
 static __global__ void __launch_bounds__(DECODE_THREADS, 1)
-    decode_kernel(const __grid_constant__ struct attention_params p,
-                  const __grid_constant__ struct decode_maps maps, int n_stages)
+    decode_kernel(const __grid_constant__ struct attention_params p, int n_stages)
 {
     if (AMPERE && !PTX_AMPERE)
         return;
     extern __shared__ uint4 memory[];
     auto shared = (struct decode_shared<N_HALVES> *)memory;
     enum decode_task task = (enum decode_task)(threadIdx.x / ATTENTION_THREADS);
-    struct decode_ring ring = {shared_address(shared + 1),
-                               shared_address(shared->arrived),
-                               shared_address(shared->released),
-                               n_stages,
-                               0,
-                               0,
-                               NO_STAGE};
-    ring.tiles = CEIL_DIV(ring.tiles, RING_ALIGNMENT) * RING_ALIGNMENT;
+    struct decode_ring ring = {shared_address(shared + 1), n_stages, 0};
     if (threadIdx.x == 0) {
         shared->queue.n_in_plan = __ldcg(&p.plan->n_pieces);
         shared->queue.piece[0] = piece_read(plan_pieces(p.plan) + blockIdx.x);
         shared->queue.n_pieces = 1;
-    } else if (threadIdx.x == 32) {
-        ring_init(&ring, &maps);
     }
     __syncthreads();
     if ((int)blockIdx.x >= shared->queue.n_in_plan) {
@@ -324,7 +312,7 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     else if (task == TASK_SCORES)
         decode_score<T, D, N_HALVES, AMPERE, CAPPED>(&p, shared, &ring);
     else if (task == TASK_COPIES)
-        decode_copy<T, D, AMPERE>(&p, &maps, &ring, &shared->queue);
+        decode_copy<T, D, AMPERE>(&p, &ring, &shared->queue);
     else
         decode_feed(&p, &shared->queue);
 }
@@ -344,7 +332,6 @@ static struct decode_sizes decode_sizes(const struct cuda_device *d, int head_di
     size_t stage = (size_t)2 * ATTENTION_TILE * (head_dim + ROW_PADDING) * 2;
     size_t fixed =
         heads_per_kv > 8 ? sizeof(struct decode_shared<2>) : sizeof(struct decode_shared<1>);
-    fixed += RING_ALIGNMENT;
     sizes.n_stages = (int)MIN((d->shared_per_block - fixed) / stage, DECODE_MAX_STAGES);
     if (!ampere)
         sizes.n_stages = MIN(sizes.n_stages, 1); /* its copies are complete when they return */
@@ -359,20 +346,17 @@ static void decode_launch_halves(const struct cuda_device *d, const struct atten
     struct decode_sizes sizes = decode_sizes(d, D, p->heads_per_kv, AMPERE);
     assert((size_t)p->max_slots * DECODE_PARKED_FLOATS(D, N_HALVES) <= p->scratch_floats);
     auto kernel = decode_kernel<T, D, N_HALVES, AMPERE, CAPPED>;
-    struct decode_maps maps = {};
-    if (d->overlaps) {
-        attention_map_rows(&maps.k, p->k, D, PANEL_COLUMNS(D));
-        attention_map_rows(&maps.v, p->v, D, PANEL_COLUMNS(D));
-    }
     cuda_launch_early(d, kernel, dim3((unsigned)MIN(d->n_sms, MAX_DECODE_BLOCKS)), DECODE_THREADS,
-                      (int)sizes.shared, *p, maps, sizes.n_stages);
+                      (int)sizes.shared, *p, sizes.n_stages);
 }
 
 /* Up to eight query heads leave the upper half of the matrix tile's rows unused. */
 template <typename T, int D, bool AMPERE, bool CAPPED>
 static void decode_launch(const struct cuda_device *d, const struct attention_params *p)
 {
-    if (p->heads_per_kv > 8)
+    if (AMPERE && box_decode_fits(d, p))
+        box_decode_launch<T, D, CAPPED>(d, p);
+    else if (row_halves(p->heads_per_kv) == 2)
         decode_launch_halves<T, D, 2, AMPERE, CAPPED>(d, p);
     else
         decode_launch_halves<T, D, 1, AMPERE, CAPPED>(d, p);

@@ -89,11 +89,8 @@ static __device__ __forceinline__ void decode_feed(const struct attention_params
 /* A warp's part of the keys, or values, of a tile. */
 struct decode_group {
     struct key_group keys;
-    int row; /* of the cache, as rows of head_dim: of a copy of a box; NO_BOX: 16 bytes a copy */
     bool exists;
 };
-
-#define NO_BOX (-1)
 
 /* What a warp has to copy. */
 struct decode_source {
@@ -104,7 +101,6 @@ struct decode_source {
     bool is_hungry;             /* the next piece was asked for           */
     struct block_window window; /* its block and those of the tiles after */
     struct decode_group keys, values;
-    unsigned mixed_stages; /* bits: was last filled by copies of 16 bytes */
 };
 
 /* Finds the group of s->tile. */
@@ -116,9 +112,6 @@ static __device__ __forceinline__ void source_find_group(const struct attention_
     if (!s->keys.exists)
         return;
     *g = key_group_find(&s->window, p, s->piece.seq, g->kv_head, s->tile, s->piece.kv_len);
-    s->keys.row = NO_BOX;
-    if (key_group_is_whole(g, p))
-        s->keys.row = (g->block * p->n_kv_heads + g->kv_head) * p->block_size + g->offset;
 }
 
 /* Begins the piece that is next in the queue. */

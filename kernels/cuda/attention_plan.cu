@@ -109,14 +109,15 @@ static __device__ void plan_count(struct plan_work *w, struct plan_board *board)
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        int n = 0;
+        int n = 0, n_long = board->n_of_size[SIZE_PAIR];
         for (int i = 0; i < N_SIZES; i++) {
             int begin = n;
             n += board->n_of_size[i];
             board->n_of_size[i] = begin;
         }
         w->p->plan->n_pieces = n;
-        w->p->plan->n_taken = 0;
+        w->p->plan->n_taken = w->p->plan->n_ended = 0;
+        w->p->plan->n_own = plan_own_pieces(n, w->n_blocks, n_long == 0);
     }
     __syncthreads();
 }

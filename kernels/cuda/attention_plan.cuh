@@ -36,7 +36,9 @@ struct __align__(16) decode_piece
 struct attention_plan {
     int n_pieces;
     int n_taken; /* of those after the pieces that blocks start with; zero between launches */
-    int padding[62];
+    int n_ended; /* blocks that found the list at its end; the same                         */
+    int n_own;   /* see plan_own_pieces()                                                   */
+    int padding[60];
 };
 
 /* What a plan needs at most. */
@@ -49,6 +51,12 @@ struct plan_sizes {
 static __host__ __device__ __forceinline__ int row_groups(int heads_per_kv)
 {
     return CEIL_DIV(heads_per_kv, DECODE_ROWS);
+}
+
+/* Whether 8 or all of the 16 rows are in use. */
+static __host__ __device__ __forceinline__ int row_halves(int heads_per_kv)
+{
+    return heads_per_kv > DECODE_ROWS / 2 ? 2 : 1;
 }
 
 /* Sequences at the end are cut into chunks, as long as those behind them have fewer than this. */
@@ -95,6 +103,17 @@ static __device__ __forceinline__ struct decode_piece piece_read(const struct de
     x.half[0] = __ldcg((const int4 *)from);
     x.half[1] = __ldcg((const int4 *)from + 1);
     return x.piece;
+}
+
+#define FEED_HAND 4 /* pieces that a block reads at its beginning */
+
+/* Pieces of the list that each block takes by their numbers before it takes any as they come. When
+ * they are short: all of a few, which are read at once before the memory is busy; two thirds of
+ * many, so that they can be read well ahead. */
+static __device__ __forceinline__ int plan_own_pieces(int n_pieces, int n_blocks, bool are_short)
+{
+    int n = CEIL_DIV(n_pieces, n_blocks);
+    return !are_short ? 1 : n <= FEED_HAND ? max(n, 1) : n_pieces * 2 / (n_blocks * 3);
 }
 
 /* First tile of the chunk after the one that `tile` is in. */

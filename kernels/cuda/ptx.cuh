@@ -348,6 +348,15 @@ static __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t r[4], 
                  : "memory");
 }
 
+/* An 8x8 matrix of 16-bit elements in a warp's registers, transposed: each thread has two
+ * neighbours of row lane / 4. */
+static __device__ __forceinline__ uint32_t transpose_matrix(uint32_t pair)
+{
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+    return transposed;
+}
+
 /* c += a b for a: 16x16 (rows), b: 16x8 (columns), c: 16x8 in f32. `tag` selects the type. */
 #if PTX_AMPERE
 static __device__ __forceinline__ void multiply_16x8x16(float c[4], const uint32_t a[4],

@@ -27,7 +27,9 @@ extern "C" {
 #define MAX_LAUNCHES  128
 #define N_REPLAYS     9
 #define MAX_SEQS      512
-#define CONTIGUOUS    0 /* as a block size: one block per sequence */
+#define CONTIGUOUS    0    /* as a block size: one block per sequence              */
+#define LENS_LIVE     0    /* as kv_len: 100 to 2048, as in workload N             */
+#define LENS_SHORT    (-1) /* the same: 72 to 373, those of workload M's sequences */
 #define GEMM_SIZE     8192
 
 struct limits {
@@ -36,7 +38,7 @@ struct limits {
 
 struct shape {
     const char *name;
-    int n_seqs, q_len, kv_len; /* of each sequence; kv_len 0: lens of its own */
+    int n_seqs, q_len, kv_len; /* of each sequence; kv_len may be LENS_... */
     int n_heads, n_kv_heads, head_dim, block_size;
     enum attention_kind kind;
     enum dtype dtype;
@@ -206,7 +208,9 @@ static void set_lens(struct load *l)
     uint64_t state = 1;
     const struct shape *s = &l->s;
     for (int i = 0; i < s->n_seqs; i++) {
-        int kv_len = s->kv_len > 0 ? s->kv_len : 100 + (int)(random_next(&state) % 1949);
+        int kv_len = s->kv_len == LENS_LIVE    ? 100 + (int)(random_next(&state) % 1949)
+                     : s->kv_len == LENS_SHORT ? 72 + (int)(random_next(&state) % 302)
+                                               : s->kv_len;
         int q_len = s->q_len > 0 ? s->q_len : kv_len;
         l->kv_len[i] = kv_len;
         l->q_start[i + 1] = l->q_start[i] + q_len;
@@ -410,9 +414,23 @@ static const struct {
     const char *name;
     int n_seqs, kv_len;
 } decodes[] = {
-    {"B1 512", 1, 512},   {"B8 512", 8, 512},   {"B64 512", 64, 512}, {"B256 512", 256, 512},
-    {"B1 2k", 1, 2048},   {"B8 2k", 8, 2048},   {"B64 2k", 64, 2048}, {"B256 2k", 256, 2048},
-    {"B1 32k", 1, 32768}, {"B8 32k", 8, 32768}, {"B64 8k", 64, 8192}, {"B256 100-2048", 256, 0},
+    {"B1 512", 1, 512},
+    {"B8 512", 8, 512},
+    {"B64 512", 64, 512},
+    {"B256 512", 256, 512},
+    {"B1 2k", 1, 2048},
+    {"B8 2k", 8, 2048},
+    {"B64 2k", 64, 2048},
+    {"B256 2k", 256, 2048},
+    {"B1 32k", 1, 32768},
+    {"B8 32k", 8, 32768},
+    {"B64 8k", 64, 8192},
+    {"B256 100-2048", 256, LENS_LIVE},
+    {"B1 150", 1, 150},
+    {"B64 150", 64, 150},
+    {"B128 150", 128, 150},
+    {"B256 150", 256, 150},
+    {"B60 72-373", 60, LENS_SHORT},
 };
 
 static void bench_decode(struct bench *bench)
