@@ -5,14 +5,15 @@
  *
  * Every key and value is read once, and that is all the time there is: 4 n_kv_heads head_dim bytes
  * per token of context for 16-bit elements. The query heads of a KV head (up to 16, a KV head with
- * more counts as several) are the rows of one matrix tile.
+ * more counts as several) take each tile of its keys and values together.
  *
  * A block of threads takes pieces of the step's plan (attention_plan.cuh) one after the other and
  * streams them through a ring of tiles in shared memory. Each warp works by itself:
  *
  *   feed    one warp: the next pieces of the plan, into a queue;
  *   copies  four warps, of which one thread each copies: boxes of 16 keys and of 16 values;
- *   takers  three warps take the pieces of the queue by turns: a piece's tiles, in registers.
+ *   takers  three warps take the pieces of the queue by turns: a piece's tiles, in registers. More
+ *           than eight query heads are two warps' work on the same tiles.
  *
  * A taker needs 0.55 us for a tile of 32 KiB, which takes 0.94 us to arrive when all
  * multiprocessors of an H200 read: one keeps up, and three hide what a piece costs at its beginning
@@ -286,10 +287,12 @@ static __global__ void __launch_bounds__(BOX_THREADS, 1)
 #endif
 }
 
-/* Whether the kernel is made for it. */
+/* Whether the kernel is made for it, and has room on the device. */
 static bool box_decode_fits(const struct cuda_device *d, const struct attention_params *p)
 {
-    return d->overlaps && p->block_size % GROUP_KEYS == 0;
+    size_t stage = (size_t)2 * ATTENTION_TILE * p->head_dim * 2;
+    return d->overlaps && p->block_size % GROUP_KEYS == 0 &&
+           d->shared_per_block >= sizeof(struct box_shared) + BOX_MIN_STAGES * stage;
 }
 
 /* One block per multiprocessor. With more of its shared memory in use, copies of tiles that are
@@ -301,7 +304,7 @@ static void box_decode_launch(const struct cuda_device *d, const struct attentio
     size_t fixed = sizeof(struct box_shared), stage = box_stage_bytes<D>();
     size_t room = (d->shared_per_block - fixed) / stage;
     int n_stages = (int)MIN(MAX(RING_BYTES / stage, BOX_MIN_STAGES), room);
-    assert(n_stages >= BOX_MIN_STAGES && n_stages <= BOX_MAX_STAGES);
+    assert(n_stages <= BOX_MAX_STAGES);
     assert((size_t)p->max_slots * DECODE_PARKED_FLOATS(D, row_halves(p->heads_per_kv)) <=
            p->scratch_floats);
     struct decode_maps maps = {};
