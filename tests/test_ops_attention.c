@@ -4,6 +4,7 @@
  *
  * Block tables are shuffled, and every slot that no key belongs to holds a NaN.
  */
+#include "tests/amx_emulation.h"
 #include "tests/ops_reference.h"
 
 #include <math.h>
@@ -226,9 +227,10 @@ static float *attend(struct device *device, const struct scene *s, enum attentio
  * relative to the products that they are the sum of. */
 static double tolerance(const struct device *device, const struct scene *s)
 {
-    bool bf16 = strcmp(device->info.isa, "avx512bf16") == 0 || strcmp(device->info.isa, "amx") == 0;
-    bool pairs = bf16 && s->kv_dtype == DTYPE_BF16;
-    return pairs ? 0x1p-8 : 2.5e-6 * query_amplitude(s);
+    const char *isa = device->info.isa;
+    bool bf16 = strcmp(isa, "avx512bf16") == 0 || strcmp(isa, "amx") == 0 ||
+                strcmp(isa, AMX_ON_AVX512BF16) == 0;
+    return bf16 && s->kv_dtype == DTYPE_BF16 ? 0x1p-8 : 2.5e-6 * query_amplitude(s);
 }
 
 static void check_chunk(const struct device *device, const struct scene *s, const struct chunk *c,
@@ -294,7 +296,7 @@ static void attention_is_the_formula_for_every_shape_and_type(void **state)
         {8, 4, 256, 31, 100, 50},
     };
     (void)state;
-    for (int isa = 0; isa < N_CPU_ISAS; isa++) {
+    for (int isa = 0; isa < N_CPU_VARIANTS; isa++) {
         struct device *device = open_cpu(CPU_ISAS[isa], 2);
         for (size_t i = 0; device && i < ARRAY_LEN(cases); i++) {
             for (enum dtype dtype = 0; dtype < DTYPE_N; dtype++) {
@@ -323,7 +325,7 @@ static void attention_is_the_formula_for_every_shape_and_type(void **state)
 static void a_softcap_is_tanh_from_the_smallest_score_to_the_largest(void **state)
 {
     (void)state;
-    for (int isa = 0; isa < N_CPU_ISAS; isa++) {
+    for (int isa = 0; isa < N_CPU_VARIANTS; isa++) {
         struct device *device = open_cpu(CPU_ISAS[isa], 1);
         for (int negative = 0; device && negative < 2; negative++) {
             struct scene s = {.n_heads = 1,
@@ -409,7 +411,7 @@ static void a_query_has_the_same_bits_in_any_chunk_and_block_size(void **state)
                                     {2, 1, 128, 0, 20},
                                     {9, 1, 26, 50, 50}};
     (void)state;
-    for (int isa = 0; isa < N_CPU_ISAS; isa++) {
+    for (int isa = 0; isa < N_CPU_VARIANTS; isa++) {
         struct device *device = open_cpu(CPU_ISAS[isa], 2);
         for (size_t i = 0; device && i < ARRAY_LEN(shapes) * DTYPE_N; i++) {
             const int *shape = shapes[i / DTYPE_N];

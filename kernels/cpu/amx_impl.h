@@ -153,9 +153,41 @@ VEC_INLINE void store_rows(const struct gemm_tile *t, enum amx_shape shape,
 
 /* ---- bf16 ---- */
 
+/* Where tile c of the sums lies in out. */
+VEC_INLINE float *amx_out(const struct gemm_tile *t, enum amx_shape shape, int c)
+{
+    return t->out + (size_t)amx_row(shape, c) * t->out_stride + amx_col(shape, c);
+}
+
+/* The sums that out holds; those of rows that it does not have are zero. */
+VEC_INLINE void load_sums_bf16(const struct gemm_tile *t, enum amx_shape shape)
+{
+    _Alignas(CPU_CACHE_LINE) float sum[4][AMX_ROWS][AMX_COLS];
+    bool whole = t->n_rows % AMX_ROWS == 0;
+    size_t stride = whole ? t->out_stride * sizeof(float) : AMX_ROW_BYTES;
+    const float *from[4];
+    for (int c = 0; c < amx_n_tiles(shape); c++) {
+        from[c] = whole ? amx_out(t, shape, c) : sum[c][0];
+        for (int r = 0; r < AMX_ROWS && !whole; r++) {
+            if (r < amx_rows(t, shape, c))
+                memcpy(sum[c][r], amx_out(t, shape, c) + (size_t)r * t->out_stride, AMX_ROW_BYTES);
+            else
+                memset(sum[c][r], 0, AMX_ROW_BYTES);
+        }
+    }
+    amx_load(0, from[0], stride);
+    amx_load(1, from[1], stride);
+    if (shape != AMX_SMALL) {
+        amx_load(2, from[2], stride);
+        amx_load(3, from[3], stride);
+    }
+}
+
 VEC_INLINE void start_sums_bf16(const struct gemm_tile *t, enum amx_shape shape)
 {
     zero_sums(shape);
+    if (t->accumulate)
+        load_sums_bf16(t, shape);
     if (!t->bias)
         return;
     amx_load(0, t->bias, 0);
@@ -172,10 +204,8 @@ VEC_INLINE void store_sums_bf16(const struct gemm_tile *t, enum amx_shape shape)
     bool whole = t->n_rows % AMX_ROWS == 0;
     size_t stride = whole ? t->out_stride * sizeof(float) : AMX_ROW_BYTES;
     float *to[4];
-    for (int c = 0; c < amx_n_tiles(shape); c++) {
-        float *out = t->out + (size_t)amx_row(shape, c) * t->out_stride + amx_col(shape, c);
-        to[c] = whole ? out : sum[c][0];
-    }
+    for (int c = 0; c < amx_n_tiles(shape); c++)
+        to[c] = whole ? amx_out(t, shape, c) : sum[c][0];
     amx_store(0, to[0], stride);
     amx_store(1, to[1], stride);
     if (shape != AMX_SMALL) {
@@ -365,7 +395,7 @@ static void gemm_with_tiles(const struct gemm_tile *tile, enum weight_format for
         return;
     }
     assert(tile->n_rows <= (tile->n_cols > AMX_PANEL ? AMX_ROWS : 2 * AMX_ROWS));
-    assert(!tile->accumulate);
+    assert(!tile->accumulate || format == FORMAT_BF16);
     multiply_panels_of(AMX_PANEL, tile, format, out, multiply_tiles);
 }
 

@@ -8,14 +8,13 @@
  * 5 us, in which one thread does as much. */
 #define SERIAL_PRODUCTS (1 << 17)
 
-#define MAX_TILE_ROWS 8 /* of any instruction set's gemm_tile */
-
 /* Floats of struct flash's arrays: rows q and o, tiles k and v, one tile of rows s and p, max and
  * sum. Rows are padded to the widest panel. */
 static size_t flash_floats(int head_dim)
 {
     size_t width = (size_t)CEIL_DIV(head_dim, MAX_PANEL) * MAX_PANEL;
-    return 2 * (FLASH_ROWS + FLASH_KEYS) * width + 2 * MAX_TILE_ROWS * FLASH_KEYS + 2 * FLASH_ROWS;
+    return 2 * (FLASH_ROWS + FLASH_KEYS) * width + 2 * CPU_MAX_TILE_ROWS * FLASH_KEYS +
+           2 * FLASH_ROWS;
 }
 
 size_t cpu_attention_scratch_bytes(const struct step_limits *limits)
@@ -99,13 +98,17 @@ static void attention_flash(const struct cpu_device *d, const struct attention_a
     assert(flash_floats(args->shape.head_dim) * sizeof(float) <= d->local_bytes);
     int n_threads = threads_for(d, args), run = run_length(args, n_threads);
 #pragma omp parallel num_threads(n_threads)
-    for (int seq = 0; seq < args->batch->n_seqs; seq++) {
-        int n = n_pieces(args, seq);
+    {
+        d->kernels->begin_gemm();
+        for (int seq = 0; seq < args->batch->n_seqs; seq++) {
+            int n = n_pieces(args, seq);
 #pragma omp for schedule(dynamic, run) nowait
-        for (int i = 0; i < n; i++) {
-            struct flash_piece piece = find_piece(args, seq, i);
-            d->kernels->attend_flash(args, &piece, cpu_local_scratch(d));
+            for (int i = 0; i < n; i++) {
+                struct flash_piece piece = find_piece(args, seq, i);
+                d->kernels->attend_flash(args, &piece, cpu_local_scratch(d));
+            }
         }
+        d->kernels->end_gemm();
     }
 }
 

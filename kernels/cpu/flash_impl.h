@@ -17,6 +17,14 @@
 
 #include <math.h>
 
+/* Tile registers multiply bf16 here; elsewhere there are none. */
+#if defined(ISA_TILES) && PAIRS == 2
+#include "kernels/cpu/amx_keys_impl.h"
+#define FLASH_TILES 1
+#else
+#define FLASH_TILES 0
+#endif
+
 /* ---- rows: (token, head of the group), heads fastest ---- */
 
 static int row_token(const struct flash *f, int row)
@@ -43,15 +51,43 @@ static int first_position(const struct flash *f, int row)
     return window > 0 ? MAX(0, last_position(f, row) + 1 - window) : 0;
 }
 
-/* Rows are multiplied in tiles of equal size, as far as that goes. */
+/* Rows are multiplied in tiles of whole units and of equal size, as far as that goes. */
 static int n_row_tiles(const struct flash *f)
 {
-    return CEIL_DIV(f->piece.n_rows, GEMM_MAX_ROWS);
+    return CEIL_DIV(f->piece.n_rows, f->tiling.max_rows);
 }
 
 static int row_tile_start(const struct flash *f, int tile)
 {
-    return f->piece.n_rows * tile / n_row_tiles(f);
+    int n_units = CEIL_DIV(f->piece.n_rows, f->tiling.row_unit);
+    return MIN(n_units * tile / n_row_tiles(f) * f->tiling.row_unit, f->piece.n_rows);
+}
+
+/* Whether the rows are so few that packing keys for them costs more than it saves. */
+static bool multiplies_in_place(const struct flash *f)
+{
+#if FLASH_TILES
+    if (f->dtype == DTYPE_BF16)
+        return keys_are_tiles(f);
+#endif
+    return f->piece.n_rows <= DIRECT_MAX_ROWS;
+}
+
+/* rows: [n_rows][head_dim] */
+static void pack_queries(const struct flash *f, float *rows)
+{
+    int d = f->args->shape.head_dim;
+#if FLASH_TILES
+    if (f->in_place && f->dtype == DTYPE_BF16) {
+        pack_queries_for_keys(f, rows);
+        return;
+    }
+#endif
+    for (int tile = 0; tile < n_row_tiles(f); tile++) {
+        int row = row_tile_start(f, tile), n_rows = row_tile_start(f, tile + 1) - row;
+        ISA_TABLE.pack_x(f->q + row * f->width, rows + row * d, (size_t)d, n_rows, d,
+                         (enum weight_format)f->dtype);
+    }
 }
 
 static void load_queries(struct flash *f)
@@ -62,11 +98,7 @@ static void load_queries(struct flash *f)
         size_t at = ((size_t)row_token(f, r) * heads + (size_t)row_head(f, r)) * d;
         memcpy(f->o + (size_t)r * d, (const float *)f->args->qkv + at, d * sizeof(float));
     }
-    for (int tile = 0; tile < n_row_tiles(f); tile++) {
-        int row = row_tile_start(f, tile), n_rows = row_tile_start(f, tile + 1) - row;
-        pack_rows(f->q + row * f->n_groups, f->o + (size_t)row * d, d, n_rows, s->head_dim,
-                  f->dtype);
-    }
+    pack_queries(f, f->o);
     for (int r = 0; r < f->piece.n_rows; r++) {
         f->max[r] = -INFINITY;
         f->sum[r] = 0;
@@ -153,8 +185,7 @@ static void rescale_row(const struct flash *f, int row, float factor)
  * row that has seen nothing yet has the largest score -infinity; it is shifted by zero instead. */
 static void update_rows(struct flash *f, int row, int n_rows, int first_key, bool whole)
 {
-    float shift[2 * VEC_N] = {0}, factor[2 * VEC_N] = {0};
-    _Static_assert(GEMM_MAX_ROWS <= 2 * VEC_N, "rows of a tile");
+    float shift[CPU_MAX_TILE_ROWS] = {0}, factor[CPU_MAX_TILE_ROWS] = {0};
     if (f->slope > 0)
         cap_rows(f, n_rows);
     for (int r = 0; r < n_rows; r++) {
@@ -193,23 +224,22 @@ static bool any_sees_any(const struct flash *f, int row, int end, int first_key)
 /* ---- tiles ---- */
 
 /* All panels of one product of a row tile. */
-static void multiply_panels(struct gemm_tile *t, enum dtype dtype, int n_cols)
+static void multiply_panels(const struct flash *f, struct gemm_tile *t, int n_cols)
 {
-    int step = t->n_rows <= GEMM_MAX_ROWS_OF_TWO ? 2 * PANEL : PANEL;
+    int step = t->n_rows <= f->tiling.max_rows_of_two ? 2 * PANEL : PANEL;
     t->prefetch = t->w;
     for (int col = 0; col < n_cols; col += step) {
         t->n_cols = MIN(step, n_cols - col);
-        multiply_whole(t, dtype);
+        ISA_TABLE.gemm(t, (enum weight_format)f->dtype);
         t->w = (const char *)t->w + (size_t)(t->n_cols / PANEL) * t->panel_bytes;
         t->out += t->n_cols;
     }
 }
 
-static void attend_packed(struct flash *f, int row, int end, const struct key_rows *keys)
+static void score_packed(const struct flash *f, int row, int n_rows)
 {
-    int n_rows = end - row;
     struct gemm_tile scores = {
-        .x = f->q + row * f->n_groups,
+        .x = f->q + row * f->width,
         .w = f->k,
         .panel_bytes = (size_t)f->n_groups * PANEL * sizeof(float),
         .n_rows = n_rows,
@@ -217,9 +247,12 @@ static void attend_packed(struct flash *f, int row, int end, const struct key_ro
         .out = f->s,
         .out_stride = FLASH_KEYS,
     };
-    multiply_panels(&scores, f->dtype, FLASH_KEYS);
-    update_rows(f, row, n_rows, keys->first, all_see_all(f, row, end, keys->first));
-    pack_rows(f->p, f->s, FLASH_KEYS, n_rows, FLASH_KEYS, f->dtype);
+    multiply_panels(f, &scores, FLASH_KEYS);
+}
+
+static void add_packed(const struct flash *f, int row, int n_rows, const struct key_rows *keys)
+{
+    ISA_TABLE.pack_x(f->p, f->s, FLASH_KEYS, n_rows, FLASH_KEYS, (enum weight_format)f->dtype);
     struct gemm_tile values = {
         .x = f->p,
         .w = f->v,
@@ -230,23 +263,41 @@ static void attend_packed(struct flash *f, int row, int end, const struct key_ro
         .out_stride = (size_t)f->width,
         .accumulate = true,
     };
-    multiply_panels(&values, f->dtype, f->width);
+    multiply_panels(f, &values, f->width);
 }
 
-static void attend_direct(struct flash *f, const struct key_rows *keys, const struct key_rows *next)
+static void attend_packed(struct flash *f, int row, int end, const struct key_rows *keys)
+{
+    score_packed(f, row, end - row);
+    update_rows(f, row, end - row, keys->first, all_see_all(f, row, end, keys->first));
+    add_packed(f, row, end - row, keys);
+}
+
+static void attend_in_place(struct flash *f, const struct key_rows *keys,
+                            const struct key_rows *next)
 {
     enum dtype kv_dtype = f->args->shape.kv_dtype;
     int n_rows = f->piece.n_rows;
+    bool whole = all_see_all(f, 0, n_rows, keys->first);
+#if FLASH_TILES
+    if (f->dtype == DTYPE_BF16) {
+        score_tiles_of_keys(f, keys, next);
+        update_rows(f, 0, n_rows, keys->first, whole);
+        pack_values(f, DTYPE_BF16, keys, next);
+        add_packed(f, 0, n_rows, keys);
+        return;
+    }
+#endif
     score_direct[kv_dtype][n_rows - 1](f, keys, next);
-    update_rows(f, 0, n_rows, keys->first, all_see_all(f, 0, n_rows, keys->first));
+    update_rows(f, 0, n_rows, keys->first, whole);
     pack_rows(f->p, f->s, FLASH_KEYS, n_rows, FLASH_KEYS, f->dtype);
     add_direct[kv_dtype][n_rows - 1](f, keys, next);
 }
 
 static void attend_tile(struct flash *f, const struct key_rows *keys, const struct key_rows *next)
 {
-    if (f->piece.n_rows <= DIRECT_MAX_ROWS) {
-        attend_direct(f, keys, next);
+    if (f->in_place) {
+        attend_in_place(f, keys, next);
         return;
     }
     pack_tile(f, keys);
@@ -281,6 +332,7 @@ static void attend_flash(const struct attention_args *args, const struct flash_p
 {
     struct flash f = {.args = args, .piece = *piece};
     f.dtype = PAIRS == 2 && args->shape.kv_dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    f.tiling = ISA_TABLE.tiling[f.dtype];
     f.group = f.dtype == DTYPE_BF16 ? PAIRS : 1;
     f.n_groups = args->shape.head_dim / f.group;
     f.width = CEIL_DIV(args->shape.head_dim, PANEL) * PANEL;
@@ -291,9 +343,10 @@ static void attend_flash(const struct attention_args *args, const struct flash_p
     f.v = f.k + FLASH_KEYS * f.width;
     f.o = f.v + FLASH_KEYS * f.width;
     f.s = f.o + FLASH_ROWS * f.width;
-    f.p = f.s + GEMM_MAX_ROWS * FLASH_KEYS;
-    f.max = f.p + GEMM_MAX_ROWS * FLASH_KEYS;
+    f.p = f.s + f.tiling.max_rows * FLASH_KEYS;
+    f.max = f.p + f.tiling.max_rows * FLASH_KEYS;
     f.sum = f.max + FLASH_ROWS;
+    f.in_place = multiplies_in_place(&f);
     load_queries(&f);
     attend_tiles(&f);
     store_outputs(&f);

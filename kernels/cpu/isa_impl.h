@@ -1,6 +1,10 @@
 /* isa_impl.h - the table of kernels for the instruction set that the including file is compiled
  * for. The includer defines ISA_TABLE, ISA_NAME and, where bf16 and int8 are multiplied with tile
  * registers, ISA_TILES. */
+#include "kernels/cpu/cpu.h"
+
+extern const struct cpu_kernels ISA_TABLE;
+
 #include "kernels/cpu/eager_impl.h"
 #include "kernels/cpu/flash_impl.h"
 #include "kernels/cpu/gemm_impl.h"

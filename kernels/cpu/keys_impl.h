@@ -18,19 +18,21 @@ struct flash {
     const struct attention_args *args;
     struct flash_piece piece;
     enum dtype dtype; /* of the products: bf16 in pairs, or f32                        */
-    int group;        /* keys or elements side by side in packed arrays                */
-    int n_groups;     /* of head_dim                                                   */
-    int width;        /* head_dim rounded up to whole panels                           */
-    float scale;      /* of scores in the softmax; with a soft-cap, which is that, of  */
-    float slope;      /* tanh(slope score); 0: no soft-cap                             */
-    float *q;         /* tiles of rows, each packed: [n_groups][rows][group]           */
-    float *k;         /* panels of keys: [n_groups][PANEL][group]                      */
-    float *v;         /* panels of head_dim: [FLASH_KEYS / group][PANEL][group]        */
-    float *o;         /* [FLASH_ROWS][width] sums of weighted values                   */
-    float *s;         /* [GEMM_MAX_ROWS][FLASH_KEYS] scores, then weights, of one tile */
-    float *p;         /* weights packed: [FLASH_KEYS / group][rows][group]             */
-    float *max;       /* [FLASH_ROWS] the largest score so far                         */
-    float *sum;       /* [FLASH_ROWS] of the weights so far                            */
+    struct tiling tiling;
+    bool in_place; /* keys are multiplied where they lie                            */
+    int group;     /* keys or elements side by side in packed arrays                */
+    int n_groups;  /* of head_dim                                                   */
+    int width;     /* head_dim rounded up to whole panels                           */
+    float scale;   /* of scores in the softmax; with a soft-cap, which is that, of  */
+    float slope;   /* tanh(slope score); 0: no soft-cap                             */
+    float *q;      /* tiles of rows, each as pack_x left it, from row * width on    */
+    float *k;      /* panels of keys: [n_groups][PANEL][group]                      */
+    float *v;      /* panels of head_dim: [FLASH_KEYS / group][PANEL][group]        */
+    float *o;      /* [FLASH_ROWS][width] sums of weighted values                   */
+    float *s;      /* [max_rows][FLASH_KEYS] scores, then weights, of one tile      */
+    float *p;      /* weights as pack_x left them                                   */
+    float *max;    /* [FLASH_ROWS] the largest score so far                         */
+    float *sum;    /* [FLASH_ROWS] of the weights so far                            */
 };
 
 /* Where the keys and values of a tile are in the cache. */
@@ -142,11 +144,16 @@ VEC_INLINE void pack_keys(const struct flash *f, enum dtype kv_dtype, const stru
     }
 }
 
-VEC_INLINE void pack_values(const struct flash *f, enum dtype kv_dtype, const struct key_rows *rows)
+/* Asks for the values of the next tile, if not NULL, meanwhile. */
+VEC_INLINE void pack_values(const struct flash *f, enum dtype kv_dtype, const struct key_rows *rows,
+                            const struct key_rows *next)
 {
-    int panel_floats = FLASH_KEYS / f->group * PANEL;
+    int panel_floats = FLASH_KEYS / f->group * PANEL, row_bytes = f->n_groups * (int)GROUP_BYTES;
     for (int key = 0; key < rows->n; key += f->group) {
         float *to = f->v + key / f->group * PANEL;
+        for (int i = 0; next && i < f->group; i++)
+            for (int at = 0; at < row_bytes; at += CPU_CACHE_LINE)
+                __builtin_prefetch(next->v[key + i] + at, 0, 2);
         for (int d = 0; d < f->width; d += PANEL, to += panel_floats) {
             vec low, high;
             load_values(&low, &high, f, kv_dtype, rows, key, d);
@@ -161,15 +168,15 @@ static void pack_tile(const struct flash *f, const struct key_rows *rows)
     switch (f->args->shape.kv_dtype) {
     case DTYPE_BF16:
         pack_keys(f, DTYPE_BF16, rows);
-        pack_values(f, DTYPE_BF16, rows);
+        pack_values(f, DTYPE_BF16, rows, NULL);
         break;
     case DTYPE_F16:
         pack_keys(f, DTYPE_F16, rows);
-        pack_values(f, DTYPE_F16, rows);
+        pack_values(f, DTYPE_F16, rows, NULL);
         break;
     default:
         pack_keys(f, DTYPE_F32, rows);
-        pack_values(f, DTYPE_F32, rows);
+        pack_values(f, DTYPE_F32, rows, NULL);
         break;
     }
 }
