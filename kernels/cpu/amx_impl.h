@@ -29,12 +29,12 @@
 #define AMX_X_BYTES_BF16 (INT8_GROUP * 2)
 #define AMX_X_BYTES_INT8 (INT8_GROUP + (int)sizeof(float))
 
-/* Blocks of 256 rows: 1024 columns of bf16 take a quarter, 3072 columns three quarters of the 2 MiB
+/* Passes of 256 rows: 1024 columns of bf16 take a quarter, 3072 columns three quarters of the 2 MiB
  * of second-level cache. Alone with a panel, a tile fetches it 8 KiB ahead: 200 ns at 40 GB/s. */
 #define AMX_TILING(row_bytes)                                                                      \
     {                                                                                              \
         .row_unit = AMX_ROWS, .max_rows = 2 * AMX_ROWS, .max_rows_of_two = AMX_ROWS,               \
-        .block_tiles = 8, .ahead_bytes = 8192, .x_bytes = row_bytes                                \
+        .block_tiles = 16, .pass_tiles = 8, .ahead_bytes = 8192, .x_bytes = row_bytes              \
     }
 
 /* Groups whose sums in int32 are stored before they are scaled: each sum in f32 is loaded and
@@ -412,32 +412,36 @@ VEC_INLINE void pack_row_bf16(char *to, const float *x, int n)
 #endif
 }
 
+/* Row by row: the lines of a row are neighbours, those of a column would compete for few places of
+ * the first-level cache. */
 static void pack_tiles_bf16(char *packed, const float *x, size_t stride, int n_rows, int n)
 {
     const int packed_rows = CEIL_DIV(n_rows, AMX_ROWS) * AMX_ROWS, columns = 2 * AMX_COLS;
-    for (int k = 0; k < n; k += columns) {
-        for (int r = 0; r < n_rows; r++)
-            pack_row_bf16(packed + r * AMX_ROW_BYTES, x + (size_t)r * stride + k,
-                          MIN(columns, n - k));
-        memset(packed + n_rows * AMX_ROW_BYTES, 0, (size_t)(packed_rows - n_rows) * AMX_ROW_BYTES);
-        packed += packed_rows * AMX_ROW_BYTES;
+    for (int r = 0; r < packed_rows; r++) {
+        for (int k = 0; k < n; k += columns) {
+            char *to = packed + (k / columns * packed_rows + r) * AMX_ROW_BYTES;
+            if (r < n_rows)
+                pack_row_bf16(to, x + (size_t)r * stride + k, MIN(columns, n - k));
+            else
+                memset(to, 0, AMX_ROW_BYTES);
+        }
     }
 }
 
 static void pack_tiles_int8(char *packed, const float *x, size_t stride, int n_rows, int n)
 {
     const int packed_rows = CEIL_DIV(n_rows, AMX_ROWS) * AMX_ROWS;
-    for (int k = 0; k < n; k += INT8_GROUP) {
-        float *scale = (float *)(void *)(packed + packed_rows * INT8_GROUP);
-        memset(packed + n_rows * INT8_GROUP, 0, (size_t)(packed_rows - n_rows) * INT8_GROUP);
-        for (int r = 0; r < n_rows; r++) {
-            const float *from = x + (size_t)r * stride + k;
+    for (int r = 0; r < packed_rows; r++) {
+        for (int k = 0; k < n; k += INT8_GROUP) {
+            char *group = packed + k / INT8_GROUP * packed_rows * AMX_X_BYTES_INT8;
+            float *scale = (float *)(void *)(group + packed_rows * INT8_GROUP);
+            int8_t *to = (int8_t *)group + r * INT8_GROUP;
             float last[INT8_GROUP] = {0};
-            if (n - k < INT8_GROUP)
+            const float *from = r < n_rows ? x + (size_t)r * stride + k : last;
+            if (r < n_rows && n - k < INT8_GROUP)
                 from = memcpy(last, from, (size_t)(n - k) * sizeof(float));
-            scale[r] = quantize((int8_t *)packed + r * INT8_GROUP, from);
+            scale[r] = quantize(to, from);
         }
-        packed += packed_rows * AMX_X_BYTES_INT8;
     }
 }
 

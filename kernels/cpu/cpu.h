@@ -105,14 +105,16 @@ struct flash_piece {
 
 #define CPU_MAX_ROW_UNIT   16
 #define CPU_MAX_TILE_ROWS  32  /* max_rows of any tiling */
-#define CPU_MAX_BLOCK_ROWS 384 /* block_tiles max_rows of any tiling */
+#define CPU_MAX_BLOCK_ROWS 384 /* block_tiles max_rows of any tiling with 4 bytes a column */
 
 /* How a product of one format is cut. */
 struct tiling {
     int row_unit; /* x is packed in units of so many rows, the last filled up with zeros    */
     int max_rows; /* of a gemm_tile; whole units, as are those of all tiles but the last    */
     int max_rows_of_two; /* of a gemm_tile that is two panels wide */
-    int block_tiles; /* tiles of x that a panel is multiplied with before the next one         */
+    int block_tiles; /* tiles of x that are packed at once                                     */
+    int pass_tiles;  /* of them a panel is multiplied with before its thread takes the next one */
+                     /* that is left; 0: with all, before the next one of a run of panels       */
     int ahead_bytes; /* by which a tile that has a panel alone fetches it; 0: the next panel   */
     int x_bytes;     /* of a row of packed x, for INT8_GROUP columns                           */
 };
