@@ -43,8 +43,9 @@ VEC_INLINE void store_scores(const struct flash *f, int key, float sum[AMX_ROWS]
         vec_store(f->s + r * FLASH_KEYS + key, scores[r]);
 }
 
-/* s = q k^T for all rows of the piece. Asks for the keys of the next tile meanwhile. What rows of a
- * block behind the last key give is masked later. */
+/* s = q k^T for all rows of the piece. What rows of a block behind the last key give is masked
+ * later. Asks for every sixteenth row of the next tile meanwhile, from which hardware goes on: that
+ * was 7 % faster than asking for all rows, and than for none. */
 static void score_tiles_of_keys(const struct flash *f, const struct key_rows *keys,
                                 const struct key_rows *next)
 {
@@ -60,8 +61,10 @@ static void score_tiles_of_keys(const struct flash *f, const struct key_rows *ke
             k[i] = some ? keys->k[i * AMX_ROWS] + step * AMX_ROW_BYTES : (const char *)zeros;
             stride[i] = some ? (size_t)row_bytes : 0;
         }
-        for (int i = 0; i < FLASH_KEYS; i++)
-            __builtin_prefetch(next->k[i] + step * AMX_ROW_BYTES, 0, 2);
+        for (int key = 0; key < FLASH_KEYS; key += AMX_ROWS) {
+            __builtin_prefetch(next->k[key] + step * AMX_ROW_BYTES, 0, 2);
+            __builtin_prefetch(next->v[key] + step * AMX_ROW_BYTES, 0, 2);
+        }
         amx_load(6, f->q + step * AMX_TILE / (int)sizeof(float), AMX_ROW_BYTES);
         amx_load(4, k[0], stride[0]);
         amx_dot_bf16(0, 4, 6);

@@ -283,7 +283,7 @@ static void attend_in_place(struct flash *f, const struct key_rows *keys,
     if (f->dtype == DTYPE_BF16) {
         score_tiles_of_keys(f, keys, next);
         update_rows(f, 0, n_rows, keys->first, whole);
-        pack_values(f, DTYPE_BF16, keys, next);
+        pack_values(f, DTYPE_BF16, keys);
         add_packed(f, 0, n_rows, keys);
         return;
     }

@@ -144,16 +144,11 @@ VEC_INLINE void pack_keys(const struct flash *f, enum dtype kv_dtype, const stru
     }
 }
 
-/* Asks for the values of the next tile, if not NULL, meanwhile. */
-VEC_INLINE void pack_values(const struct flash *f, enum dtype kv_dtype, const struct key_rows *rows,
-                            const struct key_rows *next)
+VEC_INLINE void pack_values(const struct flash *f, enum dtype kv_dtype, const struct key_rows *rows)
 {
-    int panel_floats = FLASH_KEYS / f->group * PANEL, row_bytes = f->n_groups * (int)GROUP_BYTES;
+    int panel_floats = FLASH_KEYS / f->group * PANEL;
     for (int key = 0; key < rows->n; key += f->group) {
         float *to = f->v + key / f->group * PANEL;
-        for (int i = 0; next && i < f->group; i++)
-            for (int at = 0; at < row_bytes; at += CPU_CACHE_LINE)
-                __builtin_prefetch(next->v[key + i] + at, 0, 2);
         for (int d = 0; d < f->width; d += PANEL, to += panel_floats) {
             vec low, high;
             load_values(&low, &high, f, kv_dtype, rows, key, d);
@@ -168,15 +163,15 @@ static void pack_tile(const struct flash *f, const struct key_rows *rows)
     switch (f->args->shape.kv_dtype) {
     case DTYPE_BF16:
         pack_keys(f, DTYPE_BF16, rows);
-        pack_values(f, DTYPE_BF16, rows, NULL);
+        pack_values(f, DTYPE_BF16, rows);
         break;
     case DTYPE_F16:
         pack_keys(f, DTYPE_F16, rows);
-        pack_values(f, DTYPE_F16, rows, NULL);
+        pack_values(f, DTYPE_F16, rows);
         break;
     default:
         pack_keys(f, DTYPE_F32, rows);
-        pack_values(f, DTYPE_F32, rows, NULL);
+        pack_values(f, DTYPE_F32, rows);
         break;
     }
 }
