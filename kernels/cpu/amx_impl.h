@@ -434,11 +434,15 @@ static void pack_tiles_int8(char *packed, const float *x, size_t stride, int n_r
     for (int r = 0; r < packed_rows; r++) {
         for (int k = 0; k < n; k += INT8_GROUP) {
             char *group = packed + k / INT8_GROUP * packed_rows * AMX_X_BYTES_INT8;
-            float *scale = (float *)(void *)(group + packed_rows * INT8_GROUP);
             int8_t *to = (int8_t *)group + r * INT8_GROUP;
+            if (r >= n_rows) {
+                memset(to, 0, INT8_GROUP);
+                continue;
+            }
+            float *scale = (float *)(void *)(group + packed_rows * INT8_GROUP);
+            const float *from = x + (size_t)r * stride + k;
             float last[INT8_GROUP] = {0};
-            const float *from = r < n_rows ? x + (size_t)r * stride + k : last;
-            if (r < n_rows && n - k < INT8_GROUP)
+            if (n - k < INT8_GROUP)
                 from = memcpy(last, from, (size_t)(n - k) * sizeof(float));
             scale[r] = quantize(to, from);
         }

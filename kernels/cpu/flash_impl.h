@@ -5,6 +5,9 @@
  * where pairs can be multiplied; queries and softmax weights are then rounded to bf16. Every other
  * cache is widened to f32.
  *
+ * With tile registers both products of a bf16 cache are theirs for any number of rows, because they
+ * sum in another order than vectors do.
+ *
  * Tiles begin at multiples of FLASH_KEYS positions, and a tile of which a row sees nothing leaves
  * that row as it is: what a row computes does not depend on the rows beside it, on chunks of the
  * prompt or on the block size.
@@ -17,7 +20,7 @@
 
 #include <math.h>
 
-/* Tile registers multiply bf16 here; elsewhere there are none. */
+/* Whether bf16 is multiplied with tile registers. */
 #if defined(ISA_TILES) && PAIRS == 2
 #include "kernels/cpu/amx_keys_impl.h"
 #define FLASH_TILES 1

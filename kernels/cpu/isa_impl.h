@@ -3,7 +3,7 @@
  * registers, ISA_TILES. */
 #include "kernels/cpu/cpu.h"
 
-extern const struct cpu_kernels ISA_TABLE;
+extern const struct cpu_kernels ISA_TABLE; /* attention calls its kernels of products */
 
 #include "kernels/cpu/eager_impl.h"
 #include "kernels/cpu/flash_impl.h"
