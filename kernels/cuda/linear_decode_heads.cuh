@@ -80,13 +80,6 @@ static __device__ __forceinline__ void exchange_squares(float squares[2], struct
     e->n++;
 }
 
-/* Sum of four neighbouring lanes, in each of them; whole warps. */
-static __device__ __forceinline__ float quad_sum(float x)
-{
-    x += __shfl_xor_sync(0xFFFFFFFFu, x, 1);
-    return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
-}
-
 /* c: columns, then their partners */
 static __device__ __forceinline__ void normalise_heads(float c[2 * HEAD_TILES][4],
                                                        const struct head_terms *f,
@@ -100,7 +93,7 @@ static __device__ __forceinline__ void normalise_heads(float c[2 * HEAD_TILES][4
 #pragma unroll
         for (int i = 0; i < HEAD_TILES; i++) {
             const float *a = c[i] + r * 2, *b = c[i + HEAD_TILES] + r * 2;
-            eight[i] = quad_sum(four_squares(a[0], a[1], b[0], b[1]));
+            eight[i] = group_sum<4>(four_squares(a[0], a[1], b[0], b[1]));
         }
         squares[r] = (eight[0] + eight[1]) + (eight[2] + eight[3]);
     }

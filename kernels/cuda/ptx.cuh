@@ -71,16 +71,6 @@ static __device__ __forceinline__ void store_shared_16(uint32_t to, uint4 value)
                  : "memory");
 }
 
-static __device__ __forceinline__ uint4 load_shared_16(uint32_t from)
-{
-    uint4 value;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "r"(from)
-                 : "memory");
-    return value;
-}
-
 /* Adds to a counter; returns what it was. What this thread and those that met it at a barrier wrote
  * is seen by threads that meet one who adds after it. */
 static __device__ __forceinline__ int count_arrival(int *counter, int n)

@@ -18,14 +18,6 @@
 #define ROPE_THREADS 128
 #define MAX_HEAD_DIM 256
 
-/* Sum over the lanes of a group, neighbours first, in each of them. */
-template <int LANES> static __device__ __forceinline__ float group_sum(float x)
-{
-    for (int step = 1; step < LANES; step *= 2)
-        x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
-    return x;
-}
-
 /* A lane's part of a head: pairs of first and second half. */
 template <int V, int LANES, int TURNS> struct head_part {
     float a[V * TURNS], b[V * TURNS];

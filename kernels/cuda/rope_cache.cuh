@@ -41,6 +41,14 @@ static __device__ __forceinline__ float four_squares(float a0, float a1, float b
     return __fmaf_rn(a1, a1, __fmul_rn(a0, a0)) + __fmaf_rn(b1, b1, __fmul_rn(b0, b0));
 }
 
+/* Sum over each group of LANES lanes, neighbours first, in each of them; whole warps. */
+template <int LANES> static __device__ __forceinline__ float group_sum(float x)
+{
+    for (int step = 1; step < LANES; step *= 2)
+        x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
+    return x;
+}
+
 static __device__ __forceinline__ float head_scale(float squares, int head_dim, float eps)
 {
     return 1.0f / sqrtf(squares / head_dim + eps);
