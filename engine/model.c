@@ -403,20 +403,38 @@ static void project(const struct model *m, void *out, const void *x, const struc
     m->device->ops->linear(m->device, &linear);
 }
 
+/* Attention of layer i: from the queries in a->wide to a->narrow. */
+static struct attention_args attention_of(const struct model *m, const struct activations *a,
+                                          const struct forward_args *args, int i)
+{
+    const struct model_arch *arch = &m->arch;
+    return (struct attention_args){
+        .kind = args->attention,
+        .out = a->narrow,
+        .qkv = a->wide,
+        .kv = args->kv[i],
+        .shape =
+            {
+                .n_heads = arch->n_heads,
+                .n_kv_heads = arch->n_kv_heads,
+                .head_dim = arch->head_dim,
+                .block_size = args->block_size,
+                .kv_dtype = args->kv_dtype,
+            },
+        .scale = 1 / sqrtf((float)arch->head_dim),
+        .window = i < arch->window_first ? 0 : arch->window,
+        .softcap = arch->softcap,
+        .batch = args->batch,
+    };
+}
+
 /* Projects a->narrow to queries, keys and values of layer i, writes K and V into the cache, and
  * what the queries get into a->narrow. */
 static void attend(const struct model *m, struct activations *a, const struct forward_args *args,
                    int i)
 {
-    const struct model_arch *arch = &m->arch;
     const struct model_layer *l = &m->layer[i];
-    const struct attention_shape shape = {
-        .n_heads = arch->n_heads,
-        .n_kv_heads = arch->n_kv_heads,
-        .head_dim = arch->head_dim,
-        .block_size = args->block_size,
-        .kv_dtype = args->kv_dtype,
-    };
+    const struct attention_args attention = attention_of(m, a, args, i);
     const struct linear_args qkv = {
         .out = a->wide,
         .x = a->narrow,
@@ -431,26 +449,20 @@ static void attend(const struct model *m, struct activations *a, const struct fo
         .q_gain = l->q_gain,
         .k_gain = l->k_gain,
         .rope = m->rope,
-        .norm_eps = arch->norm_eps,
+        .norm_eps = m->arch.norm_eps,
         .kv = args->kv[i],
-        .shape = shape,
+        .shape = attention.shape,
         .batch = args->batch,
     };
-    const struct attention_args attention = {
-        .kind = args->attention,
-        .out = a->narrow,
-        .qkv = a->wide,
-        .kv = args->kv[i],
-        .shape = shape,
-        .scale = 1 / sqrtf((float)arch->head_dim),
-        .window = i < arch->window_first ? 0 : arch->window,
-        .softcap = arch->softcap,
-        .batch = args->batch,
-    };
-    if (i == 0 || i == arch->window_first)
-        m->device->ops->attention_plan(m->device, &attention);
     m->device->ops->rope_cache(m->device, &rope_cache);
     m->device->ops->attention(m->device, &attention);
+}
+
+static void plan_attention(const struct model *m, const struct activations *a,
+                           const struct forward_args *args, int i)
+{
+    const struct attention_args attention = attention_of(m, a, args, i);
+    m->device->ops->attention_plan(m->device, &attention);
 }
 
 /* a->logits of the rows that args names. a->narrow is the output of the last layer. */
@@ -459,7 +471,9 @@ static void compute_logits(const struct model *m, struct activations *a,
 {
     const struct backend *ops = m->device->ops;
     int hidden = m->arch.hidden, n_rows = args->n_rows;
-    void *last_delta = a->wide; /* [n_rows, hidden]: free by now, and n_rows <= n_tokens */
+    bool are_apart = args->logits_row != NULL;
+    void *last = are_apart ? a->last : a->residual;
+    void *last_delta = are_apart ? a->wide : a->narrow; /* wide is free by now */
     const struct linear_args lm_head = {
         .out = a->logits,
         .x = a->last_normed,
@@ -467,9 +481,11 @@ static void compute_logits(const struct model *m, struct activations *a,
         .n_rows = n_rows,
         .out_dtype = DTYPE_F32,
     };
-    ops->gather(m->device, a->last, a->residual, args->logits_row, n_rows, hidden);
-    ops->gather(m->device, last_delta, a->narrow, args->logits_row, n_rows, hidden);
-    ops->add_rmsnorm(m->device, a->last_normed, a->last, last_delta, m->final_gain, n_rows, hidden,
+    if (are_apart) {
+        ops->gather(m->device, last, a->residual, args->logits_row, n_rows, hidden);
+        ops->gather(m->device, last_delta, a->narrow, args->logits_row, n_rows, hidden);
+    }
+    ops->add_rmsnorm(m->device, a->last_normed, last, last_delta, m->final_gain, n_rows, hidden,
                      m->arch.norm_eps);
     ops->linear(m->device, &lm_head);
 }
@@ -485,6 +501,8 @@ void model_forward(const struct model *m, struct activations *a, const struct fo
     for (int i = 0; i < m->arch.n_layers; i++) {
         const struct model_layer *l = &m->layer[i];
         const void *delta = i > 0 ? a->narrow : NULL; /* of the layer before */
+        if (i == 0 || i == m->arch.window_first)
+            plan_attention(m, a, args, i);
         ops->add_rmsnorm(m->device, a->narrow, a->residual, delta, l->attn_gain, n, hidden, eps);
         attend(m, a, args, i);
         project(m, a->wide, a->narrow, &l->o, l->o_bias, n);

@@ -53,8 +53,8 @@ size_t activations_bytes(const struct model_info *info, int max_tokens, int max_
 struct forward_args {
     const struct batch *batch;
     const int *sampled;    /* [lanes]: what negative tokens of the batch refer to   */
-    const int *logits_row; /* [n_rows] device memory: batch rows that need logits   */
-    int n_rows;
+    const int *logits_row; /* [n_rows] device memory: batch rows that need logits;  */
+    int n_rows;            /* NULL: the first n_rows do                             */
     enum attention_kind attention;
     const struct kv_layer *kv; /* [n_layers] */
     int block_size;

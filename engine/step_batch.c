@@ -132,7 +132,8 @@ static void point_at_device(struct step_batch *b, const struct arrays *a)
     b->batch.q_start = on_device(b, a->q_start);
     b->batch.kv_len = on_device(b, a->kv_len);
     b->batch.block_table = on_device(b, a->block_table);
-    b->logits_row = on_device(b, a->logits_row);
+    /* No sequence has two rows: when there are as many as tokens, they are the tokens. */
+    b->logits_row = b->n_padded_rows == b->batch.n_tokens ? NULL : on_device(b, a->logits_row);
     b->sample_row = on_device(b, a->sample_row);
 }
 

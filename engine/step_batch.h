@@ -24,7 +24,7 @@ struct step_batch {
     int max_blocks;      /* of one sequence                                 */
     char *host, *memory; /* the buffer here and on the device               */
     struct batch batch;
-    const int *logits_row;               /* [n_rows] device: batch rows that need logits      */
+    const int *logits_row;               /* as in struct forward_args                         */
     const struct sample_row *sample_row; /* [n_rows] device                                   */
     struct step_rows *rows;              /* here; of the caller                              */
     int n_padded_rows; /* of logits and samples to compute: n_rows, or a recorded step's size */

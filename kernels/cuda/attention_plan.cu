@@ -167,7 +167,9 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
 {
     __shared__ struct plan_board board;
     struct plan_work w = {&p, n_blocks, n_pairs, 0, 0};
+    next_kernel_start();
     plan_measure(&w, &board);
+    previous_kernel_wait(); /* the attention before it may still read the plan before it */
     plan_count(&w, &board);
     w.n_chunks_ahead = 0;
     for (int first = 0; first < p.n_seqs; first += PLAN_THREADS) {
@@ -187,6 +189,6 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
 void attention_plan(const struct cuda_device *d, const struct attention_params *p)
 {
     int n_pairs = p->n_kv_heads * row_groups(p->heads_per_kv);
-    plan_kernel<<<1, PLAN_THREADS, 0, d->stream>>>(*p, MIN(d->n_sms, MAX_DECODE_BLOCKS), n_pairs);
-    CUDA_CHECK_LAUNCH();
+    cuda_launch_early(d, plan_kernel, dim3(1), PLAN_THREADS, 0, *p,
+                      MIN(d->n_sms, MAX_DECODE_BLOCKS), n_pairs);
 }

@@ -158,8 +158,23 @@ static __device__ __forceinline__ void store_cache(const struct rope_params *p,
         head_store(h, (__half *)cache + at, half);
 }
 
+/* More blocks than run at once. */
+#define MANY_BLOCKS 2048
+
+template <typename T, int V, int LANES, int TURNS>
+static __device__ __forceinline__ void wait_and_load(head_part<V, LANES, TURNS> *h, const T *x,
+                                                     int half)
+{
+    previous_kernel_wait();
+    /* Decode attention has its work to find meanwhile; what was there before the kernel ahead of
+     * this one, it reads without a wait. */
+    next_kernel_start();
+    head_load(h, x, half);
+}
+
 /* Groups past the last head work on it too, without storing: sums need all lanes of a warp. What is
- * there before the step is read before the wait. */
+ * there before the step is read before the wait, but where most blocks start long after it: they
+ * read the head first, which comes from farther away. */
 template <typename T, int V, int LANES, int TURNS>
 static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const struct rope_params p)
 {
@@ -170,14 +185,14 @@ static __global__ void __launch_bounds__(ROPE_THREADS) rope_cache_kernel(const s
     T *x = (T *)p.qkv + (size_t)job * p.head_dim;
     const float *table = p.rope + (size_t)p.position[token] * p.head_dim;
     head_factors<V, TURNS> factors;
+    head_part<V, LANES, TURNS> h;
+    bool are_many = gridDim.x > MANY_BLOCKS;
+    if (are_many)
+        wait_and_load(&h, (const T *)x, half);
     load_factors<V, LANES, TURNS>(&factors, head_gain(&p, kind), kind == HEAD_V ? NULL : table,
                                   half);
-    previous_kernel_wait();
-    /* Decode attention has its work to find meanwhile; what was there before the kernel ahead of
-     * this one, it reads without a wait. */
-    next_kernel_start();
-    head_part<V, LANES, TURNS> h;
-    head_load(&h, (const T *)x, half);
+    if (!are_many)
+        wait_and_load(&h, (const T *)x, half);
     head_norm(&h, &factors, half, p.eps);
     if (factors.rotate)
         head_rotate(&h, &factors);

@@ -7,6 +7,7 @@
  * rows; at decode sizes the launch is the cost.
  */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 #define ROW_THREADS 128
 
@@ -16,6 +17,7 @@ static __global__ void copy_rows_kernel(Word *out, const Word *in, const int *in
                                         const int *sampled, int words)
 {
     int row = index[blockIdx.x];
+    next_kernel_start();
     if (row < 0)
         row = sampled[-1 - row];
     out += (size_t)blockIdx.x * words;

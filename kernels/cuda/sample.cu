@@ -93,9 +93,11 @@ static __device__ __forceinline__ mass_t mass_of(float x)
     return fraction >> min(127 - (bits >> 23), 63u);
 }
 
+/* The mass of minus infinity is 0: a choice of what to compute, not whether, so that the threads of
+ * a warp stay together and work on several logits at a time. */
 static __device__ __forceinline__ mass_t relative_mass(float logit, float largest, float inverse)
 {
-    return logit > -FLT_MAX ? mass_of((logit - largest) * inverse) : 0;
+    return mass_of(logit > -FLT_MAX ? (logit - largest) * inverse : -CUDART_INF_F);
 }
 
 /* ---- sums and maxima over threads ---- */
@@ -169,6 +171,8 @@ static __global__ void __launch_bounds__(CHUNK_THREADS)
 {
     __shared__ mass_t board[CUDA_WARP];
     const struct sample_row *row = &rows[blockIdx.y];
+    next_kernel_start();
+    previous_kernel_wait();
     if (row->lane < 0)
         return;
     logits += (size_t)blockIdx.y * vocab;
@@ -469,6 +473,8 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     __shared__ struct row_memory memory;
     const struct sample_row *row = &rows[blockIdx.x];
     int n_chunks = CEIL_DIV(vocab, CHUNK);
+    next_kernel_start();
+    previous_kernel_wait();
     if (row->lane < 0)
         return;
     stats += (size_t)blockIdx.x * n_chunks;
@@ -500,14 +506,8 @@ void cuda_sample(struct device *device, const struct sample_args *args)
     assert(n_chunks <= MAX_CHUNKS);
     assert((size_t)args->n_rows * n_chunks * sizeof(*stats) <= d->sample_workspace_bytes);
     dim3 grid((unsigned)n_chunks, (unsigned)args->n_rows);
-    if (args->vocab % 4 == 0)
-        sample_chunks_kernel<4>
-            <<<grid, CHUNK_THREADS, 0, d->stream>>>(stats, args->logits, args->row, args->vocab);
-    else
-        sample_chunks_kernel<1>
-            <<<grid, CHUNK_THREADS, 0, d->stream>>>(stats, args->logits, args->row, args->vocab);
-    CUDA_CHECK_LAUNCH();
-    sample_rows_kernel<<<args->n_rows, ROW_THREADS, 0, d->stream>>>(
-        args->sampled, stats, args->logits, args->row, args->vocab);
-    CUDA_CHECK_LAUNCH();
+    cuda_launch_early(d, args->vocab % 4 == 0 ? sample_chunks_kernel<4> : sample_chunks_kernel<1>,
+                      grid, CHUNK_THREADS, 0, stats, args->logits, args->row, args->vocab);
+    cuda_launch_early(d, sample_rows_kernel, dim3((unsigned)args->n_rows), ROW_THREADS, 0,
+                      args->sampled, stats, args->logits, args->row, args->vocab);
 }

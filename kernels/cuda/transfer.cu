@@ -2,15 +2,20 @@
  *
  * The copy engine works beside the processor only for pinned host memory, so the bytes of an upload
  * pass through it: two halves are filled in turn, and a half is filled again when its copies are
- * done. The arrays of a step take a few KiB; weights have their own way (weight.cu). KV blocks that
- * are swapped out lie in pinned memory themselves, and a kernel copies them.
+ * done. Weights have their own way (weight.cu). KV blocks that are swapped out lie in pinned memory
+ * themselves, and a kernel copies them.
+ *
+ * The arrays of a step and its tokens, some KiB, are copied by a kernel too. Kernels and the copy
+ * engine wait for each other several microseconds each time that one follows the other, and from
+ * the last kernel of a step to the first of the next there were two copies.
  */
 #include "kernels/cuda/cuda.cuh"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define HALF_BYTES ((size_t)4 << 20)
+#define HALF_BYTES    ((size_t)4 << 20)
+#define STAGING_ALIGN ((size_t)16)
 
 struct cuda_staging {
     char *upload[2];            /* pinned, [HALF_BYTES] each                  */
@@ -50,19 +55,52 @@ void cuda_staging_close(struct cuda_device *d)
     free(s);
 }
 
+/* ---- small copies ---- */
+
+#define SMALL_BYTES  ((size_t)256 << 10)
+#define WORD_THREADS 256
+
+/* dst, src: [n]; one of them pinned, which is addressed like the GPU's own memory. What the host
+ * wrote is read past the caches, which may hold what was there before. */
+static __global__ void __launch_bounds__(WORD_THREADS)
+    copy_words_kernel(uint32_t *dst, const uint32_t *src, unsigned n)
+{
+    unsigned i = blockIdx.x * WORD_THREADS + threadIdx.x;
+    if (i < n)
+        dst[i] = __ldcv(src + i);
+}
+
+/* Between pinned memory and the GPU's. The event is there because no kernel starts early across
+ * one: those that do may read what was uploaded before they wait. */
+static void copy_async(const struct cuda_device *d, void *dst, const void *src, size_t bytes,
+                       cudaEvent_t behind)
+{
+    bool are_words = ((size_t)dst | (size_t)src | bytes) % sizeof(uint32_t) == 0;
+    unsigned n = (unsigned)(bytes / sizeof(uint32_t));
+    if (bytes > SMALL_BYTES || !are_words) {
+        CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, d->stream));
+    } else if (n > 0) {
+        copy_words_kernel<<<CEIL_DIV(n, (unsigned)WORD_THREADS), WORD_THREADS, 0, d->stream>>>(
+            (uint32_t *)dst, (const uint32_t *)src, n);
+        CUDA_CHECK_LAUNCH();
+    }
+    CUDA_CHECK(cudaEventRecord(behind, d->stream));
+}
+
+/* ---- copies ---- */
+
 /* Pinned memory for up to `bytes` more; *got says for how many. */
 static char *staging_reserve(struct cuda_device *d, size_t bytes, size_t *got)
 {
     struct cuda_staging *s = d->staging;
     if (s->used == HALF_BYTES || (bytes <= HALF_BYTES && bytes > HALF_BYTES - s->used)) {
-        CUDA_CHECK(cudaEventRecord(s->done[s->half], d->stream));
         s->half = 1 - s->half;
         s->used = 0;
         CUDA_CHECK(cudaEventSynchronize(s->done[s->half]));
     }
     char *memory = s->upload[s->half] + s->used;
     *got = MIN(bytes, HALF_BYTES - s->used);
-    s->used += *got;
+    s->used += CEIL_DIV(*got, STAGING_ALIGN) * STAGING_ALIGN;
     return memory;
 }
 
@@ -72,7 +110,7 @@ void cuda_upload(struct device *device, void *dst, const void *host, size_t byte
     for (size_t at = 0, n; at < bytes; at += n) {
         char *pinned = staging_reserve(d, bytes - at, &n);
         memcpy(pinned, (const char *)host + at, n);
-        CUDA_CHECK(cudaMemcpyAsync((char *)dst + at, pinned, n, cudaMemcpyHostToDevice, d->stream));
+        copy_async(d, (char *)dst + at, pinned, n, d->staging->done[d->staging->half]);
     }
 }
 
@@ -93,9 +131,7 @@ void cuda_fetch_begin(struct device *device, int slot, const void *src, size_t b
 {
     struct cuda_device *d = cuda_device(device);
     assert(bytes <= FETCH_MAX_BYTES);
-    CUDA_CHECK(
-        cudaMemcpyAsync(d->staging->fetched[slot], src, bytes, cudaMemcpyDeviceToHost, d->stream));
-    CUDA_CHECK(cudaEventRecord(d->staging->arrived[slot], d->stream));
+    copy_async(d, d->staging->fetched[slot], src, bytes, d->staging->arrived[slot]);
 }
 
 void cuda_fetch_end(struct device *device, int slot, void *host, size_t bytes)
