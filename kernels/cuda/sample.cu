@@ -163,6 +163,61 @@ static __device__ __forceinline__ struct crossing block_cross(mass_t value, mass
 
 /* ---- the first kernel ---- */
 
+#define CHUNK_LOGITS (CHUNK / CHUNK_THREADS) /* of a thread */
+
+/* The id of a thread's logit i, V of which are neighbours. */
+template <int V> static __device__ __forceinline__ int chunk_id(int i)
+{
+    return blockIdx.x * CHUNK + i / V * V * CHUNK_THREADS + threadIdx.x * V + i % V;
+}
+
+/* A thread's logits of the chunk; WHOLE: all ids exist. V divides vocab. */
+template <int V, bool WHOLE>
+static __device__ __forceinline__ void load_chunk(float x[CHUNK_LOGITS], const float *logits,
+                                                  int vocab)
+{
+#pragma unroll
+    for (int i = 0; i < CHUNK_LOGITS; i += V) {
+        int id = chunk_id<V>(i);
+        bool exists = WHOLE || id < vocab;
+        pack<float, V> p = {};
+        if (exists)
+            p = load_pack<float, V>(logits, id);
+        for (int v = 0; v < V; v++)
+            x[i + v] = exists ? clean(p.x[v]) : -FLT_MAX;
+    }
+}
+
+/* The largest logit of the chunk, in every thread, and the lowest id that has it, in *id (shared)
+ * after the next barrier: few threads look for it. */
+template <int V>
+static __device__ __forceinline__ float chunk_largest(const float x[CHUNK_LOGITS], float *board,
+                                                      int *id)
+{
+    float own = x[0];
+#pragma unroll
+    for (int i = 1; i < CHUNK_LOGITS; i++)
+        own = fmaxf(own, x[i]);
+    float largest = own;
+    for (int step = CUDA_WARP / 2; step > 0; step /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, step));
+    if (threadIdx.x % CUDA_WARP == 0)
+        board[threadIdx.x / CUDA_WARP] = largest;
+    if (threadIdx.x == 0)
+        *id = INT_MAX;
+    __syncthreads();
+    for (int warp = 0; warp < CHUNK_THREADS / CUDA_WARP; warp++)
+        largest = fmaxf(largest, board[warp]);
+    if (own == largest) {
+        int first = 0;
+#pragma unroll
+        for (int i = CHUNK_LOGITS - 1; i >= 0; i--)
+            first = x[i] == largest ? i : first;
+        atomicMin(id, chunk_id<V>(first));
+    }
+    return largest;
+}
+
 /* logits: [n_rows, vocab]; stats: [n_rows, n_chunks]; grid: (n_chunks, n_rows) */
 template <int V>
 static __global__ void __launch_bounds__(CHUNK_THREADS)
@@ -170,40 +225,30 @@ static __global__ void __launch_bounds__(CHUNK_THREADS)
                          const struct sample_row *rows, int vocab)
 {
     __shared__ mass_t board[CUDA_WARP];
+    __shared__ float warp_largest[CHUNK_THREADS / CUDA_WARP];
+    __shared__ int largest_id;
     const struct sample_row *row = &rows[blockIdx.y];
     next_kernel_start();
     previous_kernel_wait();
     if (row->lane < 0)
         return;
     logits += (size_t)blockIdx.y * vocab;
-    float x[CHUNK / CHUNK_THREADS], largest = -FLT_MAX;
-    int largest_id = blockIdx.x * CHUNK + threadIdx.x * V;
-#pragma unroll
-    for (int i = 0; i < CHUNK / CHUNK_THREADS; i += V) {
-        int id = blockIdx.x * CHUNK + i * CHUNK_THREADS + threadIdx.x * V;
-        bool inside = id < vocab; /* V divides vocab */
-        pack<float, V> p = {};
-        if (inside)
-            p = load_pack<float, V>(logits, id);
-        for (int v = 0; v < V; v++) {
-            x[i + v] = inside ? clean(p.x[v]) : -FLT_MAX;
-            if (x[i + v] > largest) {
-                largest = x[i + v];
-                largest_id = id + v;
-            }
-        }
-    }
-    mass_t best = block_reduce<true, CHUNK_THREADS>(rank_of(largest, largest_id), board), mass = 0;
-    largest = logit_of_rank(best);
+    float x[CHUNK_LOGITS];
+    if ((blockIdx.x + 1) * CHUNK <= vocab)
+        load_chunk<V, true>(x, logits, vocab);
+    else
+        load_chunk<V, false>(x, logits, vocab);
+    float largest = chunk_largest<V>(x, warp_largest, &largest_id);
+    mass_t mass = 0;
     if (row->temperature > 0) {
         float inverse = inverse_temperature(row);
 #pragma unroll
-        for (int i = 0; i < CHUNK / CHUNK_THREADS; i++)
+        for (int i = 0; i < CHUNK_LOGITS; i++)
             mass += relative_mass(x[i], largest, inverse);
-        mass = block_reduce<false, CHUNK_THREADS>(mass, board);
     }
+    mass = block_reduce<false, CHUNK_THREADS>(mass, board);
     if (threadIdx.x == 0)
-        stats[(size_t)blockIdx.y * gridDim.x + blockIdx.x] = {best, mass};
+        stats[(size_t)blockIdx.y * gridDim.x + blockIdx.x] = {rank_of(largest, largest_id), mass};
 }
 
 /* ---- the second kernel: what is kept ---- */
