@@ -13,8 +13,10 @@ static struct plan_sizes batch_plan_sizes(const struct cuda_device *d,
                                           const struct attention_shape *s, int n_seqs,
                                           int max_kv_len)
 {
-    int n_pairs = s->n_kv_heads * row_groups(s->n_heads / s->n_kv_heads);
-    return plan_sizes(MIN(d->n_sms, MAX_DECODE_BLOCKS), n_seqs, n_pairs, max_kv_len);
+    int heads_per_kv = s->n_heads / s->n_kv_heads;
+    int n_pairs = s->n_kv_heads * row_groups(heads_per_kv);
+    return plan_sizes(MIN(d->n_sms, MAX_DECODE_BLOCKS), n_seqs, n_pairs, max_kv_len,
+                      group_seqs(heads_per_kv) > 1);
 }
 
 size_t cuda_attention_workspace(const struct step_limits *limits)
@@ -137,12 +139,22 @@ static bool may_decode(const struct batch *b)
     return b->max_q_len == 1 || b->n_tokens < b->n_seqs * b->max_q_len;
 }
 
+/* Whether one of attention_flash_...() runs. */
+static bool takes_flash(const struct cuda_device *d, const struct attention_params *p,
+                        enum attention_kind kind)
+{
+    return kind == ATTENTION_FLASH && d->base.info.compute_major >= 8 &&
+           p->act_dtype == p->kv_dtype && p->act_dtype != DTYPE_F32 &&
+           attention_has_tiles(p->head_dim);
+}
+
 void cuda_attention_plan(struct device *device, const struct attention_args *args)
 {
     const struct cuda_device *d = cuda_device(device);
     struct attention_params p = make_params(d, args);
+    bool shares = takes_flash(d, &p, args->kind) && attention_flash_shares(d, &p);
     if (attention_has_tiles(p.head_dim) && may_decode(args->batch))
-        attention_plan(d, &p);
+        attention_plan(d, &p, shares);
 }
 
 void cuda_attention(struct device *device, const struct attention_args *args)
@@ -156,7 +168,6 @@ void cuda_attention(struct device *device, const struct attention_args *args)
     if (b->n_tokens == 0)
         return;
     bool is_f16 = p.act_dtype == DTYPE_F16 && p.kv_dtype == DTYPE_F16;
-    bool is_bf16 = p.act_dtype == DTYPE_BF16 && p.kv_dtype == DTYPE_BF16;
     bool prefill = b->max_q_len > 1, decode = may_decode(b);
     bool ampere = args->kind == ATTENTION_FLASH && d->base.info.compute_major >= 8;
     bool has_tiles = attention_has_tiles(p.head_dim);
@@ -164,9 +175,9 @@ void cuda_attention(struct device *device, const struct attention_args *args)
         prefill = false;
     if (args->kind == ATTENTION_EAGER)
         attention_eager(d, &p, b->max_blocks * p.block_size);
-    else if (ampere && is_bf16 && has_tiles)
+    else if (takes_flash(d, &p, args->kind) && p.act_dtype == DTYPE_BF16)
         attention_flash_bf16(d, &p, prefill, decode);
-    else if (ampere && is_f16 && has_tiles)
+    else if (takes_flash(d, &p, args->kind))
         attention_flash_f16(d, &p, prefill, decode);
     else if (is_f16 && has_tiles && p.head_dim <= TURING_MAX_HEAD_DIM)
         attention_turing_f16(d, &p, prefill, decode);

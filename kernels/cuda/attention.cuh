@@ -91,8 +91,12 @@ void attention_turing_f16(const struct cuda_device *d, const struct attention_pa
  * device, types, head_dim, block_size or so few keys. */
 bool attention_hopper(const struct cuda_device *d, const struct attention_params *p);
 
-/* Makes the plan that the decode kernels of a step follow. */
-void attention_plan(const struct cuda_device *d, const struct attention_params *p);
+/* Makes the plan that the decode kernels of a step follow; shares: keys that sequences share are
+ * computed once. */
+void attention_plan(const struct cuda_device *d, const struct attention_params *p, bool shares);
+
+/* Whether attention_flash_...() can follow such a plan. */
+bool attention_flash_shares(const struct cuda_device *d, const struct attention_params *p);
 
 /* Any head_dim up to ATTENTION_MAX_HEAD_DIM, any types. */
 void attention_generic(const struct cuda_device *d, const struct attention_params *p);

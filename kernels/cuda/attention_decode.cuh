@@ -245,8 +245,7 @@ decode_value_piece(const struct attention_params *p, struct decode_shared<N_HALV
 {
     constexpr int tile_bytes = ring_stage_bytes<D>() / 2;
     struct decode_rows<D> all, chunk;
-    int slot = piece->slot + piece->tile / TILES_PER_CHUNK -
-               plan_first_tile(piece->kv_len, p->window) / TILES_PER_CHUNK;
+    int slot = piece->slot + piece->chunk;
     decode_rows_clear(all);
     decode_rows_clear(chunk);
     for (int tile = piece->tile; tile < piece->end_tile;) {

@@ -23,13 +23,17 @@
  * A pair that is one piece is folded in registers and written. Chunks of other pairs are parked in
  * scratch memory, and the warp that brings the last one folds all of them in order.
  *
+ * Keys that sequences share are multiplied with the rows of all of them, which are other columns of
+ * the same products: no row's bits depend on its neighbours. What comes of it is parked, and each
+ * of the sequences goes on from there with its own keys.
+ *
  * The kernel may start while the one before it ends: until previous_kernel_wait() it reads the
  * plan, the block table, and of the cache what earlier steps have written.
  */
 #ifndef QUIRE_CUDA_ATTENTION_DECODE_HOPPER_CUH
 #define QUIRE_CUDA_ATTENTION_DECODE_HOPPER_CUH
 
-#include "kernels/cuda/attention_decode_take.cuh"
+#include "kernels/cuda/attention_decode_park.cuh"
 
 #define BOX_THREADS    (32 * (N_TAKERS + N_COPIERS + 1))
 #define BOX_MIN_STAGES 3
@@ -37,7 +41,13 @@
 #define RING_BYTES     (128 << 10)
 #define RING_ALIGN     1024 /* of the pattern of a swizzle of 128 bytes */
 
-#define NO_HALF (-1)
+#define NO_HALF    (-1)
+#define MAX_HALVES 2 /* of the rows of a piece */
+
+/* Whether what is ahead of a piece is waited for after its first chunk, where there are registers
+ * for both. Before it, 8 sequences of 2048 keys with 1984 in common took 16.4 us in place of 10.6.
+ */
+#define BEGINS_LATE(head_dim) ((head_dim) <= 128)
 
 struct decode_maps {
     CUtensorMap k, v;
@@ -74,12 +84,12 @@ static __device__ __forceinline__ void box_ring_advance(struct box_ring *r)
 #if PTX_HOPPER
 
 /* By one warp, before a barrier of the block. */
-static __device__ __forceinline__ void ring_init(const struct box_ring *r, int n_halves)
+static __device__ __forceinline__ void ring_init(const struct box_ring *r)
 {
     int i = threadIdx.x % 32;
     if (i < r->n_stages) {
         copy_barrier_init(r->arrived + 8 * i, N_COPIERS);
-        copy_barrier_init(r->released + 8 * i, n_halves);
+        copy_barrier_init(r->released + 8 * i, MAX_HALVES);
     }
 }
 
@@ -150,14 +160,15 @@ static __device__ __forceinline__ uint32_t take_wait(const struct decode_runs *r
     return tile;
 }
 
-/* A tile is not needed any more. */
+/* A tile is not needed any more by one of its takers. */
 template <int D>
-static __device__ __forceinline__ void take_release(const struct box_ring *ring, uint32_t tile)
+static __device__ __forceinline__ void take_release(const struct box_ring *ring, uint32_t tile,
+                                                    int n_halves)
 {
     int stage = (tile - ring->tiles) / box_stage_bytes<D>();
     __syncwarp();
     if (threadIdx.x % 32 == 0)
-        copy_barrier_arrive(ring->released + 8 * stage);
+        copy_barrier_arrive_as(ring->released + 8 * stage, n_halves == 1 ? MAX_HALVES : 1);
 }
 
 /* The tiles of a run, which are one chunk. While the scores of a tile become numerators, those of
@@ -179,7 +190,7 @@ take_run(struct pair_rows<D> &chunk, const uint32_t q[D / 16][2], const struct a
         take_scores<T, D>(next_s, q, next);
         take_softmax<D>(chunk, s, p);
         take_values<T, D, N_COPIERS, true>(chunk.out, s, at + tile_bytes, 0);
-        take_release<D>(ring, at);
+        take_release<D>(ring, at, run->piece.n_halves);
         at = next;
 #pragma unroll
         for (int k = 0; k < N_COPIERS * 4; k++)
@@ -191,19 +202,60 @@ take_run(struct pair_rows<D> &chunk, const uint32_t q[D / 16][2], const struct a
         take_values<T, D, N_COPIERS, true>(chunk.out, s, at + tile_bytes, 0);
     else
         take_last_values<T, D>(chunk.out, s, at + tile_bytes, kv_len - first_key);
-    take_release<D>(ring, at);
+    take_release<D>(ring, at, run->piece.n_halves);
     pair_sums(chunk);
 }
 
 /* Which half of a piece's rows a warp has to take; none: NO_HALF. */
-static __device__ __forceinline__ int taken_half(int number, int n_halves)
+static __device__ __forceinline__ int taken_half(int turn, int n_halves)
 {
-    int taker = threadIdx.x / 32, turn = number * n_halves;
+    int taker = threadIdx.x / 32;
     for (int half = 0; half < n_halves; half++) {
         if ((turn + half) % N_TAKERS == taker)
             return half;
     }
     return NO_HALF;
+}
+
+/* Whether a piece's chunks are folded as they come. Those of a cut pair are parked as they are, but
+ * for the first one of a group, which nothing is ahead of. */
+static __device__ __forceinline__ bool is_folded(const struct decode_piece *piece)
+{
+    return piece->n_seqs > 1 ? piece->chunk == 0 : piece->slot == NO_SLOT;
+}
+
+/* A piece's next chunk is there. The warp that brings the last chunk of a cut pair folds all. */
+template <typename T, int D>
+static __device__ __forceinline__ void
+take_chunk(struct pair_rows<D> &all, const struct pair_rows<D> &chunk,
+           const struct attention_params *p, const struct decode_run *run,
+           const struct taken_rows *rows)
+{
+    const struct decode_piece *piece = &run->piece;
+    bool is_shared = piece->n_seqs > 1, folds = is_folded(piece);
+    int first_index = first_parked(p, piece, rows->half);
+    float4 *parked = pair_parking<D>(p, first_index + piece->chunk);
+    if (!folds) {
+        pair_park(parked, chunk, rows);
+        if (is_shared)
+            shared_arrive(p, piece, rows->half);
+        if (is_shared || !pair_arrive(p, piece, rows->half))
+            return;
+    }
+    if (!folds || (BEGINS_LATE(D) && run->tile == piece->tile))
+        pair_rows_begin(all, p, piece, rows);
+    if (folds)
+        pair_fold(all, chunk);
+    else
+        pair_fold_parked<D <= 128 ? 4 : 1>(all, p, rows, first_index, piece->n_chunks);
+    if (run->end_tile < piece->end_tile)
+        return;
+    if (is_shared) {
+        pair_park(parked, all, rows);
+        shared_arrive(p, piece, rows->half);
+    } else {
+        pair_store<T>(all, p, rows);
+    }
 }
 
 template <typename T, int D, bool CAPPED>
@@ -220,7 +272,7 @@ static __device__ __forceinline__ void take_pieces(const struct attention_params
         if (run.tile == run.end_tile)
             return;
         runs_pass(runs, n);
-        int half = taken_half(run.number, row_halves(p->heads_per_kv));
+        int half = taken_half(run.turn, run.piece.n_halves);
         if (half == NO_HALF)
             continue;
         ring.stage = run.stage;
@@ -228,19 +280,11 @@ static __device__ __forceinline__ void take_pieces(const struct attention_params
         if (run.tile == run.piece.tile) {
             rows = taken_rows(p, &run.piece, half);
             take_queries<T, D>(q, p, &rows);
-            pair_rows_clear(all);
+            if (!BEGINS_LATE(D) && is_folded(&run.piece))
+                pair_rows_begin(all, p, &run.piece, &rows);
         }
         take_run<T, D, CAPPED>(chunk, q, p, runs, &ring, &run);
-        if (run.piece.slot != NO_SLOT) {
-            int index = run.tile / TILES_PER_CHUNK -
-                        plan_first_tile(run.piece.kv_len, p->window) / TILES_PER_CHUNK;
-            pair_park(pair_parking<D>(p, run.piece.slot + index, half), chunk, &rows);
-            pair_arrive<T, D>(p, &run.piece, &rows);
-            continue;
-        }
-        pair_fold(all, chunk);
-        if (run.end_tile == run.piece.end_tile)
-            pair_store<T>(all, p, &rows);
+        take_chunk<T, D>(all, chunk, p, &run, &rows);
     }
 }
 
@@ -269,7 +313,7 @@ static __global__ void __launch_bounds__(BOX_THREADS, 1)
     if (warp == N_TAKERS)
         feed_begin(&feed, &p);
     if (warp == 0) {
-        ring_init(&ring, row_halves(p.heads_per_kv));
+        ring_init(&ring);
         runs_init(&shared->runs);
         copy_barrier_publish();
     } else if (threadIdx.x == 32) {
@@ -293,6 +337,14 @@ static bool box_decode_fits(const struct cuda_device *d, const struct attention_
     size_t stage = (size_t)2 * ATTENTION_TILE * p->head_dim * 2;
     return d->overlaps && p->block_size % GROUP_KEYS == 0 &&
            d->shared_per_block >= sizeof(struct box_shared) + BOX_MIN_STAGES * stage;
+}
+
+/* Whether it follows a plan with groups. A window ends somewhere else for each of their sequences.
+ */
+static bool box_decode_shares(const struct cuda_device *d, const struct attention_params *p)
+{
+    return box_decode_fits(d, p) && group_seqs(p->heads_per_kv) > 1 &&
+           p->window > p->max_blocks * p->block_size;
 }
 
 /* One block per multiprocessor. With more of its shared memory in use, copies of tiles that are

@@ -25,7 +25,7 @@ struct __align__(16) decode_run
 {
     struct decode_piece piece;
     int tile, end_tile;
-    int number;          /* of the piece, in this block                     */
+    int turn;            /* of the takers: halves of the pieces before      */
     int n_ahead;         /* tiles of the runs before                        */
     int stage, parity;   /* of the ring: where the first tile goes          */
     int row[RUN_GROUPS]; /* of the cache, as rows of head_dim: of the groups of 16 keys */
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void run_read(struct decode_run *to,
     to->piece = from->piece;
     to->tile = from->tile;
     to->end_tile = from->end_tile;
-    to->number = from->number;
+    to->turn = from->turn;
     to->n_ahead = from->n_ahead;
     to->stage = from->stage;
     to->parity = from->parity;
@@ -106,7 +106,7 @@ struct decode_feed {
     const struct attention_params *p;
     struct decode_runs *runs;
     int n_stages;
-    int n_runs, n_pieces, n_tiles; /* fed so far                             */
+    int n_runs, n_halves, n_tiles; /* fed so far; halves of pieces           */
     int stage, parity;             /* of the ring: where the next tile goes  */
     int n_in_plan, n_own;          /* pieces                                 */
     int n_numbers;                 /* of pieces that are this block's        */
@@ -139,7 +139,7 @@ feed_run(struct decode_feed *f, const struct decode_piece *piece, int tile, int 
         run->piece = *piece;
         run->tile = tile;
         run->end_tile = end_tile;
-        run->number = f->n_pieces;
+        run->turn = f->n_halves;
         run->n_ahead = f->n_tiles;
         run->stage = f->stage;
         run->parity = f->parity;
@@ -163,7 +163,7 @@ static __device__ __forceinline__ void feed_piece(struct decode_feed *f,
         feed_run(f, piece, tile, end_tile, row);
         tile = end_tile;
     }
-    f->n_pieces++;
+    f->n_halves += piece->n_halves;
 }
 
 /* The number of the n-th piece that a block owns: the list is dealt out to and fro. */

@@ -17,10 +17,8 @@
  * of. */
 #define PANEL_COLUMNS(head_dim) ((head_dim) % 64 == 0 ? 64 : (head_dim) % 32 == 0 ? 32 : 16)
 
-/* Rows of a pair that a warp has: columns of a product. A pair of more has two warps. */
-#define TAKER_ROWS 8
-
-/* A thread's part of them: rows c = 0 and 1 are lane % 4 * 2 + c. */
+/* A thread's part of a warp's TAKER_ROWS, columns of a product: rows c = 0 and 1 are
+ * lane % 4 * 2 + c. */
 template <int D> struct pair_rows {
     float top[2];         /* as in struct row_state */
     float sum;            /* of row c = lane / 4 % 2: as thread lane / 8 of the row has it there */
@@ -215,32 +213,56 @@ static __device__ __forceinline__ void take_last_values(float out[D / 16][4], co
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
-/* Which rows of a piece a warp has: those from 8 half on. */
+/* The heads of a sequence that half the rows of a piece has: *first, and the ones behind it. */
+static __device__ __forceinline__ int taken_heads(const struct attention_params *p,
+                                                  const struct decode_piece *piece, int half,
+                                                  int *first)
+{
+    int n_heads = p->heads_per_kv, n_groups = row_groups(n_heads);
+    int skipped =
+        n_heads > TAKER_ROWS ? piece->pair % n_groups * DECODE_ROWS + half * TAKER_ROWS : 0;
+    *first = piece->pair / n_groups * n_heads + skipped;
+    return max(0, min(n_heads - skipped, TAKER_ROWS));
+}
+
+/* Which rows of a piece a warp has. */
 struct taken_rows {
-    int token, first_head, n_rows; /* n_rows: that exist, up to TAKER_ROWS */
+    int token, head; /* of row lane / 4                           */
+    bool exists;     /* that row; and one of the thread's `out`   */
+    bool has_out;
     int half;
 };
 
 static __device__ __forceinline__ struct taken_rows
 taken_rows(const struct attention_params *p, const struct decode_piece *piece, int half)
 {
-    int n_groups = row_groups(p->heads_per_kv), kv_head = piece->pair / n_groups;
-    int row = piece->pair % n_groups * DECODE_ROWS + half * TAKER_ROWS;
-    return {piece->token, kv_head * p->heads_per_kv + row, p->heads_per_kv - row, half};
+    int lane = threadIdx.x % 32, first_head, n_heads = taken_heads(p, piece, half, &first_head);
+    int row = lane / 4 - piece->first_row, out_row = lane % 4 * 2 - piece->first_row;
+    int n_together = taker_seqs(p->heads_per_kv), first_seq = half * n_together;
+    if (p->heads_per_kv > TAKER_ROWS)
+        first_seq = 0; /* whose heads are in both halves */
+    int n_rows = min(n_together, piece->n_seqs - first_seq) * n_heads;
+    int seq = row / max(n_heads, 1);
+    struct taken_rows rows;
+    rows.token = piece->token + first_seq + seq;
+    rows.head = first_head + row - seq * n_heads;
+    rows.exists = row >= 0 && row < n_rows;
+    rows.has_out = out_row + 1 >= 0 && out_row < n_rows;
+    rows.half = half;
+    return rows;
 }
 
-/* The rows of q as right operands; zeros beyond the last head. */
+/* The rows of q as right operands; zeros where none exists. */
 template <typename T, int D>
 static __device__ __forceinline__ void
 take_queries(uint32_t q[D / 16][2], const struct attention_params *p, const struct taken_rows *rows)
 {
-    int lane = threadIdx.x % 32, row = lane / 4;
     size_t stride_heads = p->n_heads + 2 * p->n_kv_heads;
-    const T *from = (const T *)p->qkv + (rows->token * stride_heads + rows->first_head + row) * D +
-                    lane % 4 * 2;
+    const T *from =
+        (const T *)p->qkv + (rows->token * stride_heads + rows->head) * D + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
-        q[i / 2][i % 2] = row < rows->n_rows ? *(const uint32_t *)(from + 8 * i) : 0;
+        q[i / 2][i % 2] = rows->exists ? *(const uint32_t *)(from + 8 * i) : 0;
 }
 
 /* row_sums(): ends a chunk. */
@@ -275,109 +297,14 @@ static __device__ __forceinline__ void pair_store(const struct pair_rows<D> &r,
     int lane = threadIdx.x % 32, row = lane / 4;
     float own = row_norm(r.sum), other = __shfl_xor_sync(~0u, own, 4);
     const float norm[2] = {row % 2 ? other : own, row % 2 ? own : other};
-    T *out = (T *)p->out + ((size_t)rows->token * p->n_heads + rows->first_head + row) * D +
-             lane % 4 * 2;
+    T *out = (T *)p->out + ((size_t)rows->token * p->n_heads + rows->head) * D + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < D / 8; i++) {
         const float *x = r.out[i / 2] + i % 2 * 2;
         uint32_t pair = transpose_matrix(pack_pair(x[0] * norm[0], x[1] * norm[1], T()));
-        if (row < rows->n_rows)
+        if (rows->exists)
             *(uint32_t *)(out + 8 * i) = pair;
     }
-}
-
-/* Parked rows: [halves][1 + D / 16][32] float4, each thread's own; the first holds the state. */
-template <int D>
-static __device__ __forceinline__ float4 *pair_parking(const struct attention_params *p, int slot,
-                                                       int half)
-{
-    int n_halves = row_halves(p->heads_per_kv);
-    return (float4 *)p->scratch + (size_t)slot * (DECODE_PARKED_FLOATS(D, n_halves) / 4) +
-           half * (1 + D / 16) * 32 + threadIdx.x % 32;
-}
-
-/* Whether a thread's `out` is of rows that exist. */
-static __device__ __forceinline__ bool has_out_rows(const struct taken_rows *rows)
-{
-    return (int)threadIdx.x % 4 * 2 < rows->n_rows;
-}
-
-template <int D>
-static __device__ __forceinline__ void pair_park(float4 *to, const struct pair_rows<D> &r,
-                                                 const struct taken_rows *rows)
-{
-    to[0] = make_float4(r.top[0], r.top[1], r.sum, 0);
-#pragma unroll
-    for (int m = 0; m < D / 16; m++) {
-        if (has_out_rows(rows))
-            to[(1 + m) * 32] = make_float4(r.out[m][0], r.out[m][1], r.out[m][2], r.out[m][3]);
-    }
-}
-
-/* What another warp parked: past the L1 cache, which may hold older data. */
-template <int D>
-static __device__ __forceinline__ void pair_fetch(struct pair_rows<D> &r, const float4 *from,
-                                                  const struct taken_rows *rows)
-{
-    pair_rows_clear(r);
-    float4 state = __ldcg(from);
-    r.top[0] = state.x;
-    r.top[1] = state.y;
-    r.sum = state.z;
-#pragma unroll
-    for (int m = 0; m < D / 16; m++) {
-        if (has_out_rows(rows)) {
-            float4 x = __ldcg(from + (1 + m) * 32);
-            r.out[m][0] = x.x;
-            r.out[m][1] = x.y;
-            r.out[m][2] = x.z;
-            r.out[m][3] = x.w;
-        }
-    }
-}
-
-/* Folds the n chunks of a pair, all parked, in order. Several are fetched together: the L2 cache is
- * 500 cycles away. */
-template <int D>
-static __device__ __forceinline__ void
-pair_fold_parked(struct pair_rows<D> &all, const struct attention_params *p,
-                 const struct taken_rows *rows, int slot, int n)
-{
-    constexpr int n_together = D <= 128 ? 3 : 1;
-    pair_rows_clear(all);
-    for (int first = 0; first < n; first += n_together) {
-        struct pair_rows<D> chunk[n_together];
-#pragma unroll
-        for (int i = 0; i < n_together; i++)
-            pair_fetch(chunk[i], pair_parking<D>(p, slot + min(first + i, n - 1), rows->half),
-                       rows);
-#pragma unroll
-        for (int i = 0; i < n_together; i++) {
-            if (first + i < n)
-                pair_fold(all, chunk[i]);
-        }
-    }
-}
-
-/* A chunk of a cut pair is there, which has several and so a count of arrivals for each half. The
- * warp that brings the last one folds and writes the rows. */
-template <typename T, int D>
-static __device__ __forceinline__ void pair_arrive(const struct attention_params *p,
-                                                   const struct decode_piece *piece,
-                                                   const struct taken_rows *rows)
-{
-    int *n_arrived = plan_arrivals(p) + piece->slot + rows->half, n = 0;
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        n = count_arrival(n_arrived, 1) + 1;
-    n = __shfl_sync(~0u, n, 0);
-    if (n < piece->n_chunks)
-        return;
-    if (threadIdx.x % 32 == 0)
-        *n_arrived = 0;
-    struct pair_rows<D> all;
-    pair_fold_parked(all, p, rows, piece->slot, n);
-    pair_store<T>(all, p, rows);
 }
 
 #endif

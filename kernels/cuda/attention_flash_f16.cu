@@ -8,6 +8,11 @@ void attention_flash_f16(const struct cuda_device *d, const struct attention_par
     tiles_run<__half, true>(d, p, prefill, decode);
 }
 
+bool attention_flash_shares(const struct cuda_device *d, const struct attention_params *p)
+{
+    return box_decode_shares(d, p);
+}
+
 size_t attention_tiles_scratch(const struct cuda_device *d, const struct attention_shape *shape,
                                int n_slots)
 {

@@ -6,29 +6,49 @@
  * a quarter in how fast they read (an H200, all reading at once), so equal shares end at very
  * different times.
  *
- * The list is in descending order: first the pairs that are one piece although they have several
- * chunks, then chunks of 8, 7, ... 1 tiles. A chunk of a pair costs a copy of its result (a
- * fiftieth of its keys and values), so only the last sequences are cut: enough of them that blocks
- * which come from a long pair at different times still end together.
+ * The list is in descending order: first what groups of sequences share (below), then the pairs
+ * that are one piece although they have several chunks, then chunks of 8, 7, ... 1 tiles. A chunk
+ * of a pair costs a copy of its result (a fiftieth of its keys and values), so only the last
+ * sequences are cut: enough of them that blocks which come from a long pair at different times
+ * still end together.
+ *
+ * Sequences whose block tables begin with the same blocks form groups, neighbours of the batch.
+ * What a group shares, in whole chunks older than any newest key, is computed once for all of them:
+ * their rows are side by side in the matrix tiles, where one sequence would leave most rows empty.
+ * These pieces park their results, come before all others, and wait for nobody. A piece of a
+ * sequence of the group has the other keys of it, and continues from what is parked: it waits for
+ * that.
+ *
+ * No wait is in vain: every block of threads takes its pieces in the order of the list, and all
+ * blocks run at the same time.
  *
  * The scratch of attention holds, one behind the other: struct attention_plan, the pieces, a count
- * of arrivals for every parked chunk, and what the kernels park.
+ * of arrivals for every parked chunk, how many chunks each sequence has in common with the one
+ * before it, and what the kernels park.
  */
 #ifndef QUIRE_CUDA_ATTENTION_PLAN_CUH
 #define QUIRE_CUDA_ATTENTION_PLAN_CUH
 
 #include "kernels/cuda/attention.cuh"
 
-#define DECODE_ROWS 16 /* of a matrix tile */
+#define DECODE_ROWS 16                /* of a matrix tile                                       */
+#define TAKER_ROWS  (DECODE_ROWS / 2) /* of them, that a warp takes where keys may be shared    */
 
 struct __align__(16) decode_piece
 {
     int seq, pair;      /* pair: kv_head * row_groups + row_group                          */
     int tile, end_tile; /* of the sequence, absolute; none: there are no more pieces       */
     int kv_len;
-    int token;    /* of the batch: the row of q and of out                                 */
-    int slot;     /* where the first chunk of the pair is parked; NO_SLOT: none is         */
-    int n_chunks; /* of the pair                                                           */
+    int token;              /* of the batch: the row of q and of out                              */
+    int slot;               /* where the pair's first chunk is parked; NO_SLOT: none is           */
+    int chunk;              /* of those that are parked, which the piece is                       */
+    int n_chunks;           /* that are parked in all, of each half of the rows                   */
+    int shared_slot;        /* where chunks are parked that the sequence shares; the first one,   */
+    int n_shared;           /* or all of them in one, is folded already; none: 0                  */
+    unsigned char n_seqs;   /* of seq and those behind it, whose rows the piece has       */
+    unsigned char n_halves; /* of the rows, that are in use                               */
+    unsigned char first_row; /* of the pair, in its half                                   */
+    unsigned char n_sharing; /* sequences that wait for what is at shared_slot             */
 };
 
 #define NO_SLOT (-1)
@@ -59,24 +79,38 @@ static __host__ __device__ __forceinline__ int row_halves(int heads_per_kv)
     return heads_per_kv > DECODE_ROWS / 2 ? 2 : 1;
 }
 
-/* Sequences at the end are cut into chunks, as long as those behind them have fewer than this. */
+/* Sequences whose rows of a KV head a warp can take together. */
+static __host__ __device__ __forceinline__ int taker_seqs(int heads_per_kv)
+{
+    return max(1, TAKER_ROWS / heads_per_kv);
+}
+
+/* The most sequences of a group. */
+static __host__ __device__ __forceinline__ int group_seqs(int heads_per_kv)
+{
+    return heads_per_kv > TAKER_ROWS ? 1 : 2 * taker_seqs(heads_per_kv);
+}
+
+/* Parts at the end are cut into chunks, as long as those behind them have fewer than this. */
 static __host__ __device__ __forceinline__ int plan_cut_chunks(int n_blocks, int longest)
 {
     return n_blocks * longest;
 }
 
-/* n_pairs: of a sequence. */
-static inline struct plan_sizes plan_sizes(int n_blocks, int n_seqs, int n_pairs, int max_kv_len)
+/* n_pairs: of a sequence; shares: whether there may be groups. */
+static inline struct plan_sizes plan_sizes(int n_blocks, int n_seqs, int n_pairs, int max_kv_len,
+                                           bool shares)
 {
     struct plan_sizes s;
     int longest = MAX(CEIL_DIV(max_kv_len, ATTENTION_CHUNK), 1);
-    size_t n_chunks = (size_t)n_seqs * n_pairs * longest;
+    size_t n_whole = (size_t)n_seqs * n_pairs, n_chunks = n_whole * longest;
     size_t n_cut = (size_t)plan_cut_chunks(n_blocks, longest) + (size_t)n_pairs * longest;
+    size_t n_shared_cut = n_cut + (size_t)n_pairs * longest; /* the last of them has two halves */
     s.n_blocks = n_blocks;
-    s.n_slots = (int)MIN(n_chunks, n_cut);
-    s.n_pieces = MAX(n_seqs * n_pairs + s.n_slots, n_blocks); /* each block looks at one */
+    s.n_slots = (int)(MIN(n_chunks, n_cut) + (shares ? MIN(n_chunks, n_shared_cut) + n_whole : 0));
+    s.n_pieces = MAX((int)n_whole + s.n_slots, n_blocks); /* each block looks at one */
     size_t bytes = sizeof(struct attention_plan) + s.n_pieces * sizeof(struct decode_piece) +
-                   s.n_slots * sizeof(int);
+                   (s.n_slots + (size_t)n_seqs) * sizeof(int);
     s.bytes = CEIL_DIV(bytes, (size_t)256) * 256;
     return s;
 }
@@ -93,15 +127,23 @@ static __device__ __forceinline__ int *plan_arrivals(const struct attention_para
     return (int *)(plan_pieces(p->plan) + p->max_pieces);
 }
 
+/* Chunks that each sequence has in common with the one before it. */
+static __device__ __forceinline__ int *plan_alike(const struct attention_params *p)
+{
+    return plan_arrivals(p) + p->max_slots;
+}
+
 /* Past the L1 cache, which may hold the plan of the step before. */
 static __device__ __forceinline__ struct decode_piece piece_read(const struct decode_piece *from)
 {
     union {
-        int4 half[2];
+        int4 part[3];
         struct decode_piece piece;
     } x;
-    x.half[0] = __ldcg((const int4 *)from);
-    x.half[1] = __ldcg((const int4 *)from + 1);
+    static_assert(sizeof x.piece == sizeof x.part, "all of it is read");
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+        x.part[i] = __ldcg((const int4 *)from + i);
     return x.piece;
 }
 

@@ -83,6 +83,21 @@ static __device__ __forceinline__ int count_arrival(int *counter, int n)
     return before;
 }
 
+/* The same for a counter that goes from `last` back to zero, and nobody waits for what it was. */
+static __device__ __forceinline__ void count_arrival_around(int *counter, int last)
+{
+    asm volatile("red.release.gpu.global.inc.u32 [%0], %1;" ::"l"(counter), "r"(last) : "memory");
+}
+
+/* Waits until a counter has come to n. */
+static __device__ __forceinline__ void count_wait(const int *counter, int n)
+{
+    int count;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    } while (count < n);
+}
+
 #if PTX_AMPERE
 
 /* Starts a copy of 16 bytes past the registers and the L1 cache; writes zeros, and reads nothing,
@@ -175,6 +190,12 @@ static __device__ __forceinline__ void copy_barrier_expect_async(uint32_t barrie
 static __device__ __forceinline__ void copy_barrier_arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* As n threads. */
+static __device__ __forceinline__ void copy_barrier_arrive_as(uint32_t barrier, int n)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(n) : "memory");
 }
 
 /* copy_barrier_expect() and copy_barrier_arrive() in one. */

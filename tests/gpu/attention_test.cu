@@ -7,7 +7,8 @@
  * beyond a sequence that lead outside the cache. Then the rows of a whole prefill of all sequences
  * are compared bit for bit with those of the same sequences alone, in chunks of many sizes mixed
  * with decodes, decoded together with padding, many launches behind one another, and on as few
- * multiprocessors with other block sizes. Prints a line per case;
+ * multiprocessors with other block sizes. Sequences whose tables begin with the same blocks are
+ * compared with a prefill that does not know of it. Prints a line per case;
  * the exit code is 1 when any case fails. --small, for compute-sanitizer: short sequences, every
  * kernel but not every shape, one block size.
  */
@@ -21,7 +22,7 @@ extern "C" {
 #include <stdio.h>
 #include <stdlib.h>
 
-#define MAX_SEQS   16
+#define MAX_SEQS   20
 #define MAX_PIECES (2 * MAX_SEQS)
 #define NO_BLOCK   (1 << 28)
 #define PADDING    (-1)
@@ -107,12 +108,46 @@ static const struct test_case cases[] = {
     {ATTENTION_EAGER, F32, 2, 1, 200, 10, 64, 0, F32_CAPPED_TOL, 20},
 };
 
-static const int lens[] = {1, 1100, 15, 64, 65, 130, 513, 2};
-static const int small_lens[] = {5, 67, 530};
+/* Those that share keys: query heads that fill a half of a piece's rows and that do not, two halves
+ * of one sequence, columns of rows of 32 bytes, the sizes that wait elsewhere, and what is left
+ * out: windows, and more heads than a half has rows. */
+#define N_SMALL_SHARED 3
+
+static const struct test_case shared_cases[] = {
+    {ATTENTION_FLASH, BF16, 4, 2, 128, 64, 16, 0, BF16_TOL, 0},
+    {ATTENTION_FLASH, BF16, 6, 2, 64, 16, 64, 0, BF16_TOL, 0},
+    {ATTENTION_FLASH, BF16, 4, 2, 256, 32, 512, 0, BF16_TOL, 50},
+    {ATTENTION_FLASH, BF16, 16, 8, 128, 16, 256, 0, BF16_TOL, 0},
+    {ATTENTION_FLASH, BF16, 2, 2, 128, 64, 2048, 0, BF16_TOL, 0},
+    {ATTENTION_FLASH, BF16, 8, 2, 128, 64, 16, 0, BF16_TOL, 50},
+    {ATTENTION_FLASH, BF16, 8, 1, 64, 64, 80, 0, BF16_TOL, 0},
+    {ATTENTION_FLASH, F16, 10, 2, 80, 64, 16, 0, F16_TOL, 0},
+    {ATTENTION_FLASH, F16, 4, 4, 256, 64, 16, 0, F16_TOL, 0},
+    {ATTENTION_FLASH, BF16, 4, 2, 128, 64, 16, 700, BF16_TOL, 0},
+    {ATTENTION_FLASH, BF16, 12, 1, 64, 64, 24, 0, BF16_TOL, 0},
+};
+
+/* A sequence, and how many of its first keys the one before it has too. */
+struct length {
+    int len, n_shared;
+};
+
+static const struct length lens[] = {{1, 0},  {1100, 0}, {15, 0},  {64, 0},
+                                     {65, 0}, {130, 0},  {513, 0}, {2, 0}};
+static const struct length small_lens[] = {{5, 0}, {67, 0}, {530, 0}};
+
+/* Two of one prompt of whole chunks, two of more; a run of different lengths, which end in chunks,
+ * at their borders and beside them; ten of one prompt; one that shares less than a chunk. */
+static const struct length shared_lens[] = {
+    {1025, 0},  {1100, 1024}, {70, 0},    {1600, 0},  {1601, 1600}, {1537, 1500}, {1537, 1536},
+    {600, 512}, {580, 570},   {540, 0},   {539, 512}, {600, 530},   {513, 512},   {700, 512},
+    {560, 540}, {1030, 540},  {545, 544}, {561, 512}, {514, 513},   {650, 500}};
+static const struct length small_shared_lens[] = {
+    {514, 0}, {530, 512}, {520, 512}, {540, 512}, {515, 514}};
 
 /* One sequence as the model would have it: numbers that the types hold exactly. */
 struct sequence {
-    int len;
+    int len, n_shared;                 /* n_shared: first keys that the sequence before has too */
     float *q;                          /* [len, n_heads, head_dim]    */
     float *k, *v;                      /* [len, n_kv_heads, head_dim] */
     void *q_bytes, *k_bytes, *v_bytes; /* the same as act_dtype, kv_dtype                       */
@@ -162,16 +197,23 @@ static float *random_rounded(size_t n, float amplitude, uint64_t seed, enum dtyp
     return x;
 }
 
-static void sequence_init(struct sequence *s, const struct test_case *c, int len, uint64_t seed)
+static void sequence_init(struct sequence *s, const struct test_case *c, struct length length,
+                          uint64_t seed)
 {
-    size_t n_q = (size_t)len * c->n_heads * c->head_dim;
-    size_t n_k = (size_t)len * c->n_kv_heads * c->head_dim;
-    s->len = len;
+    size_t n_q = (size_t)length.len * c->n_heads * c->head_dim;
+    size_t n_k = (size_t)length.len * c->n_kv_heads * c->head_dim;
+    size_t n_shared = (size_t)length.n_shared * c->n_kv_heads * c->head_dim;
+    s->len = length.len;
+    s->n_shared = length.n_shared;
     s->q = random_rounded(n_q, query_amplitude(c), seed, c->act_dtype);
     s->k = random_rounded(n_k, 2, seed + 1, c->kv_dtype);
     s->v = random_rounded(n_k, 1, seed + 2, c->kv_dtype);
     for (size_t i = 0; i < n_k; i += c->head_dim)
         s->v[i] = -0.0f; /* a sum that starts from nothing keeps the sign, one from zero does not */
+    if (n_shared > 0) {
+        memcpy(s->k, s[-1].k, n_shared * sizeof *s->k);
+        memcpy(s->v, s[-1].v, n_shared * sizeof *s->v);
+    }
     s->q_bytes = reference_encode(c->act_dtype, s->q, n_q);
     s->k_bytes = reference_encode(c->kv_dtype, s->k, n_k);
     s->v_bytes = reference_encode(c->kv_dtype, s->v, n_k);
@@ -211,9 +253,11 @@ static void make_table(struct fixture *f)
     shuffle(order, f->n_blocks, (uint64_t)f->block_size);
     f->table = (int *)xrealloc_array(f->table, (size_t)f->n_seqs * f->max_blocks, sizeof(int));
     for (int s = 0; s < f->n_seqs; s++) {
+        int *row = f->table + s * f->max_blocks;
         for (int b = 0; b < f->max_blocks; b++) {
             bool exists = b < CEIL_DIV(f->seq[s].len, f->block_size);
-            f->table[s * f->max_blocks + b] = exists ? order[used++] : NO_BLOCK;
+            bool is_shared = (b + 1) * f->block_size <= f->seq[s].n_shared;
+            row[b] = is_shared ? row[b - f->max_blocks] : exists ? order[used++] : NO_BLOCK;
         }
     }
     free(order);
@@ -474,43 +518,97 @@ static void check_decodes(struct fixture *f)
     }
 }
 
-static bool check_case(const struct test_case *c, const int *seq_lens, int n_seqs, bool is_small)
+/* Decodes of the last tokens of neighbours, then some of these with padding, a prefill, and others
+ * between. */
+static void check_neighbours(struct fixture *f)
 {
-    struct fixture f = {};
-    f.c = *c;
-    f.is_small = is_small;
-    f.n_seqs = n_seqs;
-    attention_device_open(&f.device, c->act_dtype);
-    for (int s = 0; s < n_seqs; s++)
-        sequence_init(&f.seq[s], c, seq_lens[s], (uint64_t)(100 * s + 7));
-    build_cache(&f, c->block_size);
-    run_whole(&f);
-    double error = whole_error(&f);
-    check_alone(&f);
-    check_chunks(&f);
-    check_decodes(&f);
-    f.device.n_sms = 5; /* so that a block of threads has many pairs of sequence and head */
-    if (is_small) {
-        build_cache(&f, c->block_size);
-        check_decodes(&f);
-    } else {
-        build_cache(&f, c->other_block_size);
-        check_alone(&f);
-        check_decodes(&f);
+    struct piece piece[MAX_PIECES];
+    int n_launches = f->is_small ? 3 : 50, n = 0;
+    for (int s = 0; s < f->n_seqs; s++)
+        piece[s] = {s, f->seq[s].len - 1, 1};
+    check_launches(f, piece, f->n_seqs, n_launches, "neighbours decoded");
+    for (int s = 0; s < f->n_seqs; s++) {
+        piece[n++] = {s, f->seq[s].len - 1 - s % 2, 1};
+        if (s % 4 == 1)
+            piece[n++] = {PADDING, 0, 1};
+        else if (s % 7 == 6)
+            piece[n++] = {s, 0, 3};
     }
-    bool good = error < c->tolerance && f.n_wrong == 0;
-    printf("%-4s %-16s %-8s kv %-8s heads %2d/%d x %3d block %4d and %4d window %3d cap %2.0f | "
+    check_launches(f, piece, n, n_launches, "neighbours decoded among others");
+}
+
+static void fixture_init(struct fixture *f, const struct test_case *c, const struct length *length,
+                         int n_seqs, bool is_small)
+{
+    *f = {};
+    f->c = *c;
+    f->is_small = is_small;
+    f->n_seqs = n_seqs;
+    attention_device_open(&f->device, c->act_dtype);
+    for (int s = 0; s < n_seqs; s++)
+        sequence_init(&f->seq[s], c, length[s], (uint64_t)(100 * s + 7));
+    build_cache(f, c->block_size);
+    run_whole(f);
+}
+
+/* Whether all is well; prints it. */
+static bool fixture_report(const struct fixture *f, const char *what)
+{
+    const struct test_case *c = &f->c;
+    double error = whole_error(f);
+    bool good = error < c->tolerance && f->n_wrong == 0;
+    printf("%-4s %-16s %-8s kv %-8s heads %2d/%d x %3d block %4d and %4d window %3d cap %2.0f%s | "
            "error %.1e | %d of %d rows differ\n",
            good ? "ok" : "FAIL", attention_name(c->kind), dtype_name(c->act_dtype),
            dtype_name(c->kv_dtype), c->n_heads, c->n_kv_heads, c->head_dim, c->block_size,
-           c->other_block_size, c->window, c->softcap, error, f.n_wrong, f.n_rows);
+           c->other_block_size, c->window, c->softcap, what, error, f->n_wrong, f->n_rows);
     fflush(stdout);
-    for (int s = 0; s < n_seqs; s++)
-        sequence_free(&f.seq[s]);
-    free(f.table);
-    gpu_free(f.kv.k);
-    gpu_free(f.kv.v);
-    attention_device_close(&f.device);
+    return good;
+}
+
+static void fixture_free(struct fixture *f)
+{
+    for (int s = 0; s < f->n_seqs; s++)
+        sequence_free(&f->seq[s]);
+    free(f->table);
+    gpu_free(f->kv.k);
+    gpu_free(f->kv.v);
+    attention_device_close(&f->device);
+}
+
+#define FEW_SMS 5 /* so that a block of threads has many pairs of sequence and head */
+
+static bool check_case(const struct test_case *c, const struct length *length, int n_seqs,
+                       bool is_small)
+{
+    struct fixture f;
+    fixture_init(&f, c, length, n_seqs, is_small);
+    check_alone(&f);
+    check_chunks(&f);
+    check_decodes(&f);
+    f.device.n_sms = FEW_SMS;
+    build_cache(&f, is_small ? c->block_size : c->other_block_size);
+    if (!is_small)
+        check_alone(&f);
+    check_decodes(&f);
+    bool good = fixture_report(&f, "");
+    fixture_free(&f);
+    return good;
+}
+
+static bool check_shared_case(const struct test_case *c, const struct length *length, int n_seqs,
+                              bool is_small)
+{
+    struct fixture f;
+    fixture_init(&f, c, length, n_seqs, is_small);
+    check_neighbours(&f);
+    f.device.n_sms = FEW_SMS;
+    build_cache(&f, c->block_size);
+    check_neighbours(&f);
+    build_cache(&f, c->other_block_size);
+    check_neighbours(&f);
+    bool good = fixture_report(&f, " shared");
+    fixture_free(&f);
     return good;
 }
 
@@ -524,6 +622,15 @@ int main(int argc, char **argv)
         else
             n_failed += !check_case(&cases[i], lens, ARRAY_LEN(lens), false);
     }
-    printf("%d of %d cases failed\n", n_failed, n_cases);
+    int n_shared_cases = small ? N_SMALL_SHARED : (int)ARRAY_LEN(shared_cases);
+    for (int i = 0; i < n_shared_cases; i++) {
+        if (small)
+            n_failed += !check_shared_case(&shared_cases[i], small_shared_lens,
+                                           ARRAY_LEN(small_shared_lens), true);
+        else
+            n_failed +=
+                !check_shared_case(&shared_cases[i], shared_lens, ARRAY_LEN(shared_lens), false);
+    }
+    printf("%d of %d cases failed\n", n_failed, n_cases + n_shared_cases);
     return n_failed > 0;
 }
