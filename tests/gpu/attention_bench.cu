@@ -1,7 +1,7 @@
 /* attention_bench.cu - speed of attention on CUDA beside the limits of the card, measured in the
  * same run.
  *
- *   attention_bench [decode | live | prefill | softcap | kinds]
+ *   attention_bench [decode | live | shared | prefill | softcap | kinds]
  *
  * Limits: reading 2 GB once, and an 8192^3 bf16 matrix product by cuBLASLt. Each shape is launched
  * from a CUDA graph over rotating caches, so that keys come from memory and not from the L2 cache;
@@ -9,8 +9,8 @@
  * error is the norm of the difference to double precision over the norm of the reference, at a few
  * rows.
  *
- * GB/s counts every key and value once; TFLOP/s counts 4 n_rows n_keys head_dim, the masked half
- * left out.
+ * GB/s counts every key and value of a sequence once, whether or not others have the same block;
+ * TFLOP/s counts 4 n_rows n_keys head_dim, the masked half left out.
  */
 #include "tests/gpu/attention_device.cuh"
 
@@ -50,7 +50,8 @@ struct bench {
     void *k, *v;   /* POOL_ELEMENTS of 16 bits each */
     uint32_t *sum; /* of them, when they are read */
     enum dtype pool_dtype;
-    float softcap; /* of the shapes that follow; 0: none */
+    float softcap; /* of the shapes that follow; 0: none                       */
+    int n_shared;  /* the same: leading keys in blocks of the first sequence */
 };
 
 /* ---- numbers that host and device agree on -------------------------------------------------- */
@@ -192,7 +193,7 @@ struct load {
     int *table; /* [n_buffers, n_seqs, max_blocks] */
     struct batch batch[MAX_LAUNCHES];
     struct attention_args args[MAX_LAUNCHES];
-    size_t kv_bytes; /* keys and values of one buffer */
+    size_t kv_bytes, own_bytes; /* keys and values of one buffer; those that nobody shares */
     double flops;
     cudaGraphExec_t graph;
     cudaStream_t stream;
@@ -203,7 +204,7 @@ static uint64_t random_next(uint64_t *state)
     return mix64((*state)++);
 }
 
-static void set_lens(struct load *l)
+static void set_lens(struct load *l, int n_shared)
 {
     uint64_t state = 1;
     const struct shape *s = &l->s;
@@ -216,7 +217,9 @@ static void set_lens(struct load *l)
         l->q_start[i + 1] = l->q_start[i] + q_len;
         l->max_q_len = MAX(l->max_q_len, q_len);
         l->max_kv_len = MAX(l->max_kv_len, kv_len);
-        l->kv_bytes += (size_t)kv_len * s->n_kv_heads * s->head_dim * 2 * dtype_bytes(s->dtype);
+        size_t key_bytes = (size_t)s->n_kv_heads * s->head_dim * 2 * dtype_bytes(s->dtype);
+        l->kv_bytes += kv_len * key_bytes;
+        l->own_bytes += (kv_len - (i > 0 ? n_shared : 0)) * key_bytes;
         double keys = q_len * (kv_len - (q_len - 1) / 2.0);
         l->flops += 4 * keys * s->n_heads * s->head_dim;
     }
@@ -224,8 +227,9 @@ static void set_lens(struct load *l)
         l->s.block_size = l->max_kv_len;
 }
 
-/* Tables that lead through the whole pool in random order, one after the other. */
-static void set_tables(struct load *l)
+/* Tables that lead through the whole pool in random order, one after the other, but for n_shared
+ * keys that all sequences have where the first one has them. */
+static void set_tables(struct load *l, int n_shared)
 {
     const struct shape *s = &l->s;
     size_t block_elements = (size_t)s->n_kv_heads * s->block_size * s->head_dim;
@@ -238,12 +242,14 @@ static void set_tables(struct load *l)
         order[j] = i;
     }
     l->max_blocks = CEIL_DIV(l->max_kv_len, s->block_size);
-    l->n_buffers = MIN(MAX_LAUNCHES, (int)(ROTATED_BYTES / l->kv_bytes) + 1);
+    l->n_buffers = MIN(MAX_LAUNCHES, (int)(ROTATED_BYTES / l->own_bytes) + 1);
     l->table = (int *)xcalloc((size_t)l->n_buffers * s->n_seqs * l->max_blocks, sizeof(int));
     for (int b = 0; b < l->n_buffers; b++) {
         for (int i = 0; i < s->n_seqs; i++) {
             int *row = l->table + ((size_t)b * s->n_seqs + i) * l->max_blocks;
-            for (int j = 0; j < CEIL_DIV(l->kv_len[i], s->block_size); j++)
+            int n_same = i > 0 ? n_shared / s->block_size : 0;
+            memcpy(row, row - i * l->max_blocks, n_same * sizeof *row);
+            for (int j = n_same; j < CEIL_DIV(l->kv_len[i], s->block_size); j++)
                 row[j] = order[used++ % n_blocks];
         }
     }
@@ -373,8 +379,8 @@ static void run_shape(struct bench *bench, const struct shape *shape)
         gpu_fill(bench->v, n, FIRST_V, shape->dtype);
         bench->pool_dtype = shape->dtype;
     }
-    set_lens(l);
-    set_tables(l);
+    set_lens(l, bench->n_shared);
+    set_tables(l, bench->n_shared);
     set_args(l, bench);
     struct step_limits limits = {};
     limits.max_tokens = l->q_start[l->s.n_seqs];
@@ -482,6 +488,41 @@ static void bench_live(struct bench *bench)
     }
 }
 
+/* Sequences that begin with the same blocks, beside as many of blocks of their own. */
+static void bench_shared(struct bench *bench)
+{
+    static const struct {
+        const char *name;
+        int n_seqs, kv_len, n_shared;
+    } batches[] = {
+        {"B4 2k", 4, 2048, 0},
+        {"B4 1984 shared", 4, 2048, 1984},
+        {"B8 2k", 8, 2048, 0},
+        {"B8 1984 shared", 8, 2048, 1984},
+        {"B64 1k", 64, 1088, 0},
+        {"B64 512 shared", 64, 1088, 512},
+        {"B64 2k", 64, 2048, 0},
+        {"B64 1k shared", 64, 2048, 1024},
+        {"B64 1.5k shared", 64, 2048, 1536},
+        {"B64 1984 shared", 64, 2048, 1984},
+        {"B256 2.2k", 256, 2248, 0},
+        {"B256 2k shared", 256, 2248, 2048},
+        {"B64 8k", 64, 8192, 0},
+        {"B64 7.5k shared", 64, 8192, 7680},
+    };
+    static const int n_heads[] = {16, 8, 32, 64};
+    for (size_t h = 0; h < ARRAY_LEN(n_heads); h++) {
+        for (size_t i = 0; i < ARRAY_LEN(batches); i++) {
+            struct shape s = {
+                batches[i].name, batches[i].n_seqs, 1, batches[i].kv_len, n_heads[h], 8, 128, 64,
+                ATTENTION_FLASH, DTYPE_BF16};
+            bench->n_shared = batches[i].n_shared;
+            run_shape(bench, &s);
+        }
+    }
+    bench->n_shared = 0;
+}
+
 static void bench_prefill(struct bench *bench)
 {
     static const struct {
@@ -564,6 +605,8 @@ int main(int argc, char **argv)
         bench_decode(&bench);
     if (only == NULL || strcmp(only, "live") == 0)
         bench_live(&bench);
+    if (only == NULL || strcmp(only, "shared") == 0)
+        bench_shared(&bench);
     if (only == NULL || strcmp(only, "prefill") == 0)
         bench_prefill(&bench);
     if (only == NULL || strcmp(only, "softcap") == 0)
