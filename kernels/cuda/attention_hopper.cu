@@ -8,14 +8,15 @@
  * output stays in registers, and takes the keys in pairs of tiles: 128 scores of a row are one
  * product, and the two softmax steps of 64 that the bits demand (attention.cuh) are done in
  * registers. The product with the next keys runs between those with the values of the two tiles,
- * under the change of the output's base, and across the end of a job.
+ * under the change of the output's base, and across the end of a job. Whether keys and values are
+ * there is asked well before they are needed.
  *
  * Nothing but the rings of keys and values holds the groups together, so one does its softmax while
  * the products of another run. At the end of a chunk the output so far waits in shared memory.
  *
  * 4 n_rows n_keys head_dim operations, half of it with the causal mask; bytes do not matter.
  *
- * On an H200 a pair takes two groups 2,930 cycles, of which their products are 2,048: the softmax
+ * On an H200 a pair takes two groups 2,800 cycles, of which their products are 2,048: the softmax
  * of a group takes longer than the products of the other (results/bench/h200-prefill.md).
  */
 #include "kernels/cuda/attention_hopper_copies.cuh"
@@ -24,11 +25,16 @@
 
 /* What a thread has of the rows of its group: row 16 warp + lane / 4 + 8 h. */
 template <int D> struct group_rows {
-    struct prefill_rows<D, 1> chunk;    /* since the chunk began                                 */
-    struct row_state ahead;             /* of the chunks before                                  */
-    float s[PAIR_TILES][TILE_STEPS][4]; /* scores of a pair, then its numerators                 */
-    float decay[PAIR_TILES][2];         /* of the output, before a tile's values are added       */
+    struct prefill_rows<D, 1> chunk; /* since the chunk began                                 */
+    struct row_state ahead;          /* of the chunks before                                  */
+    float decay[PAIR_TILES][2];      /* of the output, before a tile's values are added       */
     uint32_t numerators[PAIR_TILES][TILE_STEPS / 2][4]; /* rounded, of the pair that is next     */
+};
+
+/* Its scores of a pair, then their numerators. No step hands them to the next, so they are apart
+ * from what it does: between steps they need no registers. */
+struct pair_scores {
+    float s[PAIR_TILES][TILE_STEPS][4];
 };
 
 /* What a group has over all jobs. */
@@ -111,12 +117,12 @@ static __device__ __forceinline__ bool group_take(struct group_work<D, N_GROUPS>
 
 /* Starts s = q k^T for the next pair of keys, which are there. */
 template <typename T, int D, int N_GROUPS>
-static __device__ __forceinline__ void group_start_scores(struct group_rows<D> &r,
+static __device__ __forceinline__ void group_start_scores(struct pair_scores &scores,
                                                           const struct group_work<D, N_GROUPS> *g)
 {
     uint64_t q = group_operand(g->q, PATTERN_BYTES, 0);
     uint64_t k = group_operand(ring_pair<D>(&g->k), PATTERN_BYTES, 0);
-    auto s = (float(*)[4])r.s;
+    auto s = (float(*)[4])scores.s;
     group_multiply_begin();
     multiply_keys_128<false>(s, q, k, T());
 #pragma unroll
@@ -165,12 +171,12 @@ static __device__ __forceinline__ void group_end_values(struct group_rows<D> &r)
 /* The same for the scores, which leaves the place of the keys to others, and after the last of the
  * job that of the queries. */
 template <int n_pending, int D, int N_GROUPS>
-static __device__ __forceinline__ void group_end_scores(struct group_rows<D> &r,
+static __device__ __forceinline__ void group_end_scores(struct pair_scores &scores,
                                                         struct group_work<D, N_GROUPS> *g,
                                                         const struct group_task *t)
 {
     group_multiply_wait<n_pending>();
-    group_multiply_end<PAIR_TILES * TILE_STEPS>((float(*)[4])r.s);
+    group_multiply_end<PAIR_TILES * TILE_STEPS>((float(*)[4])scores.s);
     ring_release<D>(&g->k);
     if (t->pair + 1 == t->end)
         warp_release(shared_address(&g->shared->q_barriers.empty[g->group]));
@@ -179,31 +185,32 @@ static __device__ __forceinline__ void group_end_scores(struct group_rows<D> &r,
 /* ---- softmax -------------------------------------------------------------------------------- */
 
 /* Caps the scores of a pair, and masks them where they have to be. */
-template <bool CAPPED, int D>
+template <bool CAPPED>
 static __device__ __forceinline__ void
-group_mask(struct group_rows<D> &r, const struct attention_params *p, const struct group_task *t)
+group_mask(struct pair_scores &scores, const struct attention_params *p, const struct group_task *t)
 {
     int first_key = t->pair * PAIR_KEYS, column = threadIdx.x % 4 * 2;
     if (CAPPED)
-        cap_scores<PAIR_TILES * TILE_STEPS>((float(*)[4])r.s, p->slope);
+        cap_scores<PAIR_TILES * TILE_STEPS>((float(*)[4])scores.s, p->slope);
     if (first_key + PAIR_KEYS - 1 <= t->warp_first && first_key > t->warp_last - p->window)
         return;
 #pragma unroll
     for (int i = 0; i < PAIR_TILES; i++)
-        mask_tile(r.s[i], first_key + i * ATTENTION_TILE + column, t->position[0], t->position[1],
-                  p->window);
+        mask_tile(scores.s[i], first_key + i * ATTENTION_TILE + column, t->position[0],
+                  t->position[1], p->window);
 }
 
 /* Takes the largest scores of a pair into the state. base: what the numerators of each tile are
  * relative to. The sums come to the base of the first. */
 template <int D>
 static __device__ __forceinline__ void group_tops(struct group_rows<D> &r,
+                                                  const struct pair_scores &scores,
                                                   float base[PAIR_TILES][2], float scale_log2)
 {
     struct row_state *state = &r.chunk.state[0], next;
-    softmax_top<2>(r.s[0], state, r.decay[0], base[0], scale_log2);
+    softmax_top<2>(scores.s[0], state, r.decay[0], base[0], scale_log2);
     next = *state;
-    softmax_top<2>(r.s[1], &next, r.decay[1], base[1], scale_log2);
+    softmax_top<2>(scores.s[1], &next, r.decay[1], base[1], scale_log2);
     state->top[0] = next.top[0];
     state->top[1] = next.top[1];
 }
@@ -211,20 +218,22 @@ static __device__ __forceinline__ void group_tops(struct group_rows<D> &r,
 /* Scores become numerators, and go into the sums. */
 template <typename T, int D>
 static __device__ __forceinline__ void
-group_numerators(struct group_rows<D> &r, const float base[PAIR_TILES][2], float scale_log2)
+group_numerators(struct group_rows<D> &r, struct pair_scores &scores,
+                 const float base[PAIR_TILES][2], float scale_log2)
 {
     struct row_state *state = &r.chunk.state[0];
 #pragma unroll
     for (int i = 0; i < PAIR_TILES; i++) {
+        float(*s)[4] = scores.s[i];
 #pragma unroll
         for (int h = 0; h < 2 && i > 0; h++)
             state->sum[h] = __fmul_rn(state->sum[h], r.decay[i][h]);
 #pragma unroll
         for (int n = 0; n < TILE_STEPS; n++)
-            softmax_numerators<2>(r.s[i][n], state, base[i], scale_log2);
+            softmax_numerators<2>(s[n], state, base[i], scale_log2);
 #pragma unroll
         for (int n = 0; n < TILE_STEPS / 2; n++)
-            pack_numerators<T>(r.numerators[i][n], r.s[i][2 * n], r.s[i][2 * n + 1]);
+            pack_numerators<T>(r.numerators[i][n], s[2 * n], s[2 * n + 1]);
     }
 }
 
@@ -286,64 +295,67 @@ static __device__ __forceinline__ void group_park(const struct group_rows<D> &r,
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 
-/* Waits for what the next step needs: the values of the pair in work, and the keys after it. */
+/* Waits for the keys after the pair in work, unless they were there when asked for. */
 template <int D, int N_GROUPS>
-static __device__ __forceinline__ void group_wait(const struct group_work<D, N_GROUPS> *g,
-                                                  const struct group_task *t,
-                                                  const struct ring_place *values)
+static __device__ __forceinline__ void group_wait_keys(const struct group_work<D, N_GROUPS> *g,
+                                                       const struct group_task *t, bool are_there)
 {
     if (t->pair + 1 < t->end)
-        ring_wait_both(&g->k, values);
-    else
-        ring_wait(values);
+        ring_wait_unless(&g->k, are_there);
 }
 
 /* The softmax of a job's first pair, whose scores have been started. */
 template <typename T, bool CAPPED, int D, int N_GROUPS>
 static __device__ __forceinline__ void
-group_begin(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, const struct group_task *t)
+group_begin(struct group_rows<D> &r, struct pair_scores &scores, struct group_work<D, N_GROUPS> *g,
+            const struct group_task *t)
 {
     float base[PAIR_TILES][2];
     r.chunk.state[0] = r.ahead = row_state_empty();
-    group_end_scores<0>(r, g, t);
-    group_mask<CAPPED>(r, g->p, t);
-    group_tops(r, base, g->p->scale_log2);
-    group_wait(g, t, &g->v);
-    group_numerators<T>(r, base, g->p->scale_log2);
+    group_end_scores<0>(scores, g, t);
+    bool keys_are_there = ring_is_full(&g->k), values_are_there = ring_is_full(&g->v);
+    group_mask<CAPPED>(scores, g->p, t);
+    group_tops(r, scores, base, g->p->scale_log2);
+    group_wait_keys(g, t, keys_are_there);
+    group_numerators<T>(r, scores, base, g->p->scale_log2);
+    ring_wait_unless(&g->v, values_are_there);
 }
 
-/* The values of a pair and the scores and softmax of the next. */
+/* The values of a pair, which are there as the next keys are, and the scores and softmax of the
+ * next. */
 template <typename T, bool CAPPED, int D, int N_GROUPS>
 static __device__ __forceinline__ void
 group_step(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, struct group_task *t)
 {
+    struct pair_scores scores;
     float base[PAIR_TILES][2];
     struct fold_weights weights = {};
     group_start_pair<T>(r, g, t);
-    group_start_scores<T>(r, g);
+    group_start_scores<T>(scores, g);
     group_end_values<1>(r);
     group_rescale(r, r.decay[1]);
     group_start_values<T, 1>(r, g, true);
     t->pair++;
-    group_end_scores<1>(r, g, t);
-    group_mask<CAPPED>(r, g->p, t);
+    group_end_scores<1>(scores, g, t);
+    bool keys_are_there = ring_is_full(&g->k);
+    group_mask<CAPPED>(scores, g->p, t);
     bool begins_chunk = t->pair % PAIRS_PER_CHUNK == 0;
     if (begins_chunk)
         weights = group_end_chunk(r);
-    group_tops(r, base, g->p->scale_log2);
-    struct ring_place next_values = g->v;
-    ring_advance<D>(&next_values);
+    group_tops(r, scores, base, g->p->scale_log2);
     /* Here, so that the compiler does not move the next wait in front of the maxima. */
-    group_wait(g, t, &next_values);
+    group_wait_keys(g, t, keys_are_there);
     group_end_values<0>(r);
     ring_release<D>(&g->v);
+    bool values_are_there = ring_is_full(&g->v);
     if (begins_chunk) {
         group_fold(r, g->parked, &weights, t->first, t->pair - 1);
         group_park(r, g->parked);
     }
     /* Beside the exponentials; at the start of a chunk without effect, for nothing is added to. */
     group_rescale(r, r.decay[0]);
-    group_numerators<T>(r, base, g->p->scale_log2);
+    group_numerators<T>(r, scores, base, g->p->scale_log2);
+    ring_wait_unless(&g->v, values_are_there);
 }
 
 /* Writes the rows of a job, which is not needed any more then. */
@@ -360,36 +372,36 @@ group_store(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, const st
     warp_release(shared_address(&g->shared->job_barriers.empty[t->stage]));
 }
 
-/* The values of a job's last pair, of which its rows may see one tile, then the first scores of the
- * next job, and under them the output of this one. False: there is no next. */
+/* The values of a job's last pair, of which its rows may see one tile. Under them, what the next
+ * job is and its first scores; then the output of this one. False: there is no next. */
 template <typename T, int D, int N_GROUPS>
 static __device__ __forceinline__ bool
-group_end(struct group_rows<D> &r, struct group_work<D, N_GROUPS> *g, struct group_task *t)
+group_end(struct group_rows<D> &r, struct pair_scores &scores, struct group_work<D, N_GROUPS> *g,
+          struct group_task *t)
 {
     struct group_task done = *t;
     int n_skipped = job_end_pair(t->job) - t->end;
     group_start_pair<T>(r, g, t);
-    group_end_values<0>(r);
-    if (t->pair * PAIR_TILES + 1 < t->end_tile) {
-        group_rescale(r, r.decay[1]);
-        group_start_values<T, 1>(r, g, true);
-    }
     struct fold_weights weights = group_end_chunk(r);
     ring_skip<D>(&g->k, n_skipped);
     bool more = group_take(g, t);
     if (more) {
-        group_start_scores<T>(r, g);
+        group_start_scores<T>(scores, g);
+        n_skipped += t->first - job_first_pair(t->job);
         group_end_values<1>(r);
     } else {
+        scores = {}; /* otherwise those of the job before would stay in registers until here */
         group_end_values<0>(r);
     }
+    if (done.pair * PAIR_TILES + 1 < done.end_tile) {
+        group_rescale(r, r.decay[1]);
+        group_start_values<T, 1>(r, g, true);
+    }
+    group_end_values<0>(r);
     ring_release<D>(&g->v);
-    if (more)
-        n_skipped += t->first - job_first_pair(t->job);
     ring_skip<D>(&g->v, n_skipped);
     group_fold(r, g->parked, &weights, done.first, done.pair);
     group_store<T>(r, g, &done);
-    group_multiply_wait<0>(); /* here, or the compiler adds a wait of its own and says so */
     return more;
 }
 
@@ -406,18 +418,16 @@ run_rows(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *sh
     g.parked = shared->parked[group * GROUP_WARPS + group_warp()];
     g.k = ring_start(&shared->k, &shared->k_barriers);
     g.v = ring_start(&shared->v, &shared->v_barriers);
-    bool more = group_take(&g, &task);
-    if (more) {
-        ring_skip<D>(&g.v, task.first - job_first_pair(task.job));
-        group_start_scores<T>(rows, &g);
-        group_multiply_wait<0>();
-    }
-    while (more) {
-        group_begin<T, CAPPED>(rows, &g, &task);
+    if (!group_take(&g, &task))
+        return;
+    ring_skip<D>(&g.v, task.first - job_first_pair(task.job));
+    struct pair_scores scores;
+    group_start_scores<T>(scores, &g);
+    do {
+        group_begin<T, CAPPED>(rows, scores, &g, &task);
         while (task.pair + 1 < task.end)
             group_step<T, CAPPED>(rows, &g, &task);
-        more = group_end<T>(rows, &g, &task);
-    }
+    } while (group_end<T>(rows, scores, &g, &task));
 }
 
 #endif

@@ -108,15 +108,17 @@ static __device__ __forceinline__ void ring_wait(const struct ring_place *r)
     copy_barrier_wait_together(ring_full(r), r->parity);
 }
 
-/* The same for two at once: to ask takes 60 cycles. */
-static __device__ __forceinline__ void ring_wait_both(const struct ring_place *a,
-                                                      const struct ring_place *b)
+/* Whether the pair is there. To ask takes 60 cycles, but the answer need not be used at once. */
+static __device__ __forceinline__ bool ring_is_full(const struct ring_place *r)
 {
-    bool a_is_full, b_is_full;
-    do {
-        a_is_full = copy_barrier_is_over(ring_full(a), a->parity);
-        b_is_full = copy_barrier_is_over(ring_full(b), b->parity);
-    } while (!__all_sync(~0u, a_is_full && b_is_full));
+    return copy_barrier_was_over(ring_full(r), r->parity);
+}
+
+/* Waits for the pair, unless it was there when the warp asked. */
+static __device__ __forceinline__ void ring_wait_unless(const struct ring_place *r, bool was_full)
+{
+    if (!__all_sync(~0u, was_full))
+        ring_wait(r);
 }
 
 /* By one lane of a warp that has used what the barrier is for. */

@@ -39,7 +39,8 @@ struct prefill_job {
 static __device__ __forceinline__ int prefill_position(const struct attention_params *p,
                                                        const struct prefill_job *job, int row)
 {
-    return job->position + min(job->first_row + row, job->n_rows - 1) / p->heads_per_kv;
+    unsigned r = (unsigned)min(job->first_row + row, job->n_rows - 1);
+    return job->position + (int)(r / (unsigned)p->heads_per_kv);
 }
 
 /* Fills in a job: the `index`th of a sequence and a KV head. */
@@ -121,8 +122,9 @@ static __device__ __forceinline__ int prefill_place(const struct attention_param
 {
     if (job->first_row + row >= job->n_rows)
         return -1;
-    int r = job->first_row + row, token = job->first_token + r / p->heads_per_kv;
-    return token * stride_heads + job->kv_head * p->heads_per_kv + r % p->heads_per_kv;
+    unsigned r = (unsigned)(job->first_row + row), heads = (unsigned)p->heads_per_kv;
+    int token = job->first_token + (int)(r / heads);
+    return token * stride_heads + job->kv_head * p->heads_per_kv + (int)(r % heads);
 }
 
 /* The warp's query rows to shared memory; zeros beyond the last row. The lanes find the places of

@@ -206,21 +206,24 @@ static __device__ __forceinline__ void copy_barrier_arrive_expecting(uint32_t ba
                  : "memory");
 }
 
-/* Whether the phase with this parity is over, 0 for the first, third, ... of the barrier; waits a
- * while when it is not. */
-static __device__ __forceinline__ bool copy_barrier_is_over(uint32_t barrier, int parity)
-{
-    uint32_t is_over;
-    asm volatile("{\n"
-                 ".reg .pred over;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, over;\n"
-                 "}\n"
-                 : "=r"(is_over)
-                 : "r"(barrier), "r"(parity)
-                 : "memory");
-    return is_over;
-}
+#define DEFINE_BARRIER_QUESTION(name, instruction)                                                 \
+    static __device__ __forceinline__ bool name(uint32_t barrier, int parity)                      \
+    {                                                                                              \
+        uint32_t is_over;                                                                          \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred over;\n" instruction ".parity.shared::cta.b64 over, [%1], %2;\n"  \
+                     "selp.u32 %0, 1, 0, over;\n"                                                  \
+                     "}\n"                                                                         \
+                     : "=r"(is_over)                                                               \
+                     : "r"(barrier), "r"(parity)                                                   \
+                     : "memory");                                                                  \
+        return is_over;                                                                            \
+    }
+
+/* Whether the phase with this parity is over, 0 for the first, third, ... of the barrier. is_over
+ * waits a while when it is not, was_over answers at once. */
+DEFINE_BARRIER_QUESTION(copy_barrier_is_over, "mbarrier.try_wait")
+DEFINE_BARRIER_QUESTION(copy_barrier_was_over, "mbarrier.test_wait")
 
 /* Waits for the end of the phase with this parity. */
 static __device__ __forceinline__ void copy_barrier_wait(uint32_t barrier, int parity)
