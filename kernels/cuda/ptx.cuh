@@ -324,6 +324,25 @@ static __device__ __forceinline__ uint32_t peer_address(uint32_t address, int ra
     return peer;
 }
 
+/* copy_barrier_arrive() at a barrier of another block, by its peer_address(). What this thread did
+ * before is not shown to that block: it is for places that the tensor cores have read. */
+static __device__ __forceinline__ void copy_barrier_arrive_at_peer(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* copy_box_kept() to all blocks of the cluster in the set of ranks `blocks`, at once: each gets the
+ * box, and its bytes on the barrier, at these addresses of its own memory. */
+static __device__ __forceinline__ void copy_box_to_blocks(uint32_t to, const CUtensorMap *map,
+                                                          int column, int row, uint32_t barrier,
+                                                          uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
 /* Starts a store to another block; its 4 bytes count as arrived on a barrier of that block. */
 static __device__ __forceinline__ void store_to_peer(uint32_t to, float value, uint32_t barrier)
 {
@@ -498,6 +517,8 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 #define SIX_TILES(mode, c, n)     FOUR_TILES(mode, c, n), TWO_TILES(mode, c, n + 4)
 #define EIGHT_TILES(mode, c, n)   FOUR_TILES(mode, c, n), FOUR_TILES(mode, c, n + 4)
 #define TWELVE_TILES(mode, c, n)  EIGHT_TILES(mode, c, n), FOUR_TILES(mode, c, n + 8)
+#define SIXTEEN_TILES(mode, c, n) EIGHT_TILES(mode, c, n), EIGHT_TILES(mode, c, n + 8)
+#define ALL_32_TILES(mode, c, n)  SIXTEEN_TILES(mode, c, n), SIXTEEN_TILES(mode, c, n + 16)
 #define FIRST_8                   "%0, %1, %2, %3, %4, %5, %6, %7"
 #define FIRST_16                  FIRST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define FIRST_24                  FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -506,6 +527,13 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
     FIRST_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define FIRST_64                                                                                   \
     FIRST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FIRST_96                                                                                   \
+    FIRST_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"    \
+             ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define FIRST_128                                                                                  \
+    FIRST_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109"    \
+             ", %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122"      \
+             ", %123, %124, %125, %126, %127"
 #define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
 /* For b: 16 x columns, group_operand():
@@ -586,7 +614,9 @@ DEFINE_GROUP_PRODUCTS(__half, "f16")
     DEFINE_TILE_PRODUCT(32, type, name, FOUR_TILES, FIRST_16, "%16", "%17")                        \
     DEFINE_TILE_PRODUCT(48, type, name, SIX_TILES, FIRST_24, "%24", "%25")                         \
     DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")                       \
-    DEFINE_TILE_PRODUCT(96, type, name, TWELVE_TILES, FIRST_48, "%48", "%49")
+    DEFINE_TILE_PRODUCT(96, type, name, TWELVE_TILES, FIRST_48, "%48", "%49")                      \
+    DEFINE_TILE_PRODUCT(128, type, name, SIXTEEN_TILES, FIRST_64, "%64", "%65")                    \
+    DEFINE_TILE_PRODUCT(256, type, name, ALL_32_TILES, FIRST_128, "%128", "%129")
 
 DEFINE_TILE_PRODUCTS(__nv_bfloat16, "bf16")
 DEFINE_TILE_PRODUCTS(__half, "f16")
