@@ -205,17 +205,6 @@ static __device__ __forceinline__ void multiply_stage(float c[W_ROWS / 8][4], ui
 
 /* ---- what becomes of the sums ---- */
 
-/* The first half of the tile's columns gates the second. */
-template <typename T, int W_ROWS>
-static __device__ __forceinline__ void gate_sums(float c[W_ROWS / 8][4])
-{
-#pragma unroll
-    for (int i = 0; i < W_ROWS / 16; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            c[i][j] = silu_mul(from_float<T>(c[i][j]), from_float<T>(c[i + W_ROWS / 16][j]));
-}
-
 /* The first 8 TILES columns. */
 template <typename T, int TILES>
 static __device__ __forceinline__ void

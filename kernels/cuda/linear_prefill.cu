@@ -1,17 +1,19 @@
 /* linear_prefill.cu - see linear_prefill.cuh.
  *
- * A tile of y is 64 GROUPS rows of x times W_ROWS rows of W. In a block of threads one thread
- * starts copies of boxes of both, 64 columns at a time, into a ring of stages, and GROUPS warp
- * groups multiply what has arrived, each with 64 of the rows of x. Blocks stay, and take one tile
- * after another. Two blocks of a cluster have tiles side by side: each copies half of their rows of
- * x, to both, for the L2 cache would not give more.
+ * In a block of threads two threads start copies of boxes of x and W, 64 columns at a time, into a
+ * ring of stages, and one or two warp groups multiply what has arrived, 64 rows of x by W_ROWS rows
+ * of W in a product. Blocks stay, and take one tile of y after another. The two blocks of a cluster
+ * have tiles side by side: each copies half of their rows of x, to both.
  *
- * Nothing but the ring holds the groups of a block together. Where a block has several tiles the
- * second group starts LAG stages after the first, so that one ends a tile while the products of the
- * other run. In the same way they run while a group adds up the parts of a sum.
+ * The tensor cores should not wait while sums are added, gated and stored. There are two ways:
+ *  - the groups share a tile, and a group finishes a part of its sums, or a tile, when it has
+ *    started the first products of the next, whose sums are in other registers;
+ *  - they take turns, each with tiles of its own: one finishes a tile while the other multiplies.
+ * The second hides more, but its larger tiles leave no registers for a sum in parts. Few tiles are
+ * cut smaller, for one group, so that there are as many as blocks. All give the same bits.
  *
  * The kernel may start while earlier ones end: as much of W as the ring holds is copied at once, x
- * after previous_kernel_wait().
+ * after previous_kernel_wait(). Times: results/bench/h200-linear.md.
  */
 #include "kernels/cuda/linear_prefill.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -20,10 +22,10 @@
 
 #define PANEL_COLUMNS 64  /* the most that swizzled boxes have */
 #define PANEL_ROW     128 /* bytes */
-#define GROUP_ROWS    64
-#define GROUP_THREADS 128
-#define CLUSTER       2 /* blocks */
-#define LAG           3
+#define GROUP_WARPS   4
+#define GROUP_THREADS (GROUP_WARPS * CUDA_WARP)
+#define PRODUCT_ROWS  64 /* of x */
+#define CLUSTER       2  /* blocks */
 
 /* Tiles of y are taken in bands of so many above one another, so that what the blocks read at a
  * time of x and W stays in the L2 cache. */
@@ -47,24 +49,25 @@ struct product_maps {
     CUtensorMap x, w;
 };
 
-/* ---- shared memory -------------------------------------------------------------------------- */
+/* How GROUPS warp groups take tiles: one tile together, or, TURNS, one each. */
+template <int GROUPS, bool TURNS, int W_ROWS> struct tile_shape {
+    static constexpr int groups = GROUPS, w_rows = W_ROWS;
+    static constexpr bool turns = TURNS;
+    static constexpr int n_products = TURNS ? 2 : 1; /* of a group, above one another */
+    static constexpr int x_rows = PRODUCT_ROWS * (TURNS ? n_products : GROUPS);
+    /* A stage is [x_rows][PANEL_ROW bytes] of x, then [w_rows][PANEL_ROW bytes] of W; as many as
+     * there is room for in the 227 KB that a block can have. */
+    static constexpr int x_bytes = x_rows * PANEL_ROW;
+    static constexpr int stage_bytes = x_bytes + W_ROWS * PANEL_ROW;
+    static constexpr int n_stages = (227 * 1024 - 512) / stage_bytes;
+    /* Warps that use a stage, those of both blocks. */
+    static constexpr int n_releases = CLUSTER * (TURNS ? 1 : GROUPS) * GROUP_WARPS;
+    static constexpr int n_threads = (GROUPS + 1) * GROUP_THREADS;
+};
 
-/* A stage is [64 GROUPS][PANEL_ROW bytes] of x, then [W_ROWS][PANEL_ROW bytes] of W. */
-static constexpr __host__ __device__ int stage_bytes(int groups, int w_rows)
-{
-    return (groups * GROUP_ROWS + w_rows) * PANEL_ROW;
-}
-
-/* As many stages as there is room for in the 227 KB that a block can have. */
-static constexpr __host__ __device__ int ring_stages(int groups, int w_rows)
-{
-    return (227 * 1024 - 512) / stage_bytes(groups, w_rows);
-}
-
-template <int GROUPS, int W_ROWS> struct prefill_shared {
-    static constexpr int n_stages = ring_stages(GROUPS, W_ROWS);
-    unsigned char stage[n_stages][stage_bytes(GROUPS, W_ROWS)]; /* first: aligned */
-    uint64_t arrived[n_stages], released[n_stages];
+template <typename S> struct prefill_shared {
+    unsigned char stage[S::n_stages][S::stage_bytes]; /* first: aligned */
+    uint64_t arrived[S::n_stages], released[S::n_stages];
 };
 
 #if PTX_WARP_GROUPS
@@ -72,32 +75,54 @@ template <int GROUPS, int W_ROWS> struct prefill_shared {
 /* ---- the ring ------------------------------------------------------------------------------- */
 
 /* A thread's way round it. */
-template <int GROUPS, int W_ROWS> struct ring {
+struct ring {
     uint32_t stages, arrived, released; /* addresses: of all stages, of their barriers */
     int slot, parity;                   /* parity of the phase of the slot's barriers  */
-
-    __device__ __forceinline__ uint32_t x() const
-    {
-        return stages + slot * stage_bytes(GROUPS, W_ROWS);
-    }
-    __device__ __forceinline__ uint32_t w() const
-    {
-        return x() + GROUPS * GROUP_ROWS * PANEL_ROW;
-    }
-    __device__ __forceinline__ uint32_t slot_arrived() const
-    {
-        return arrived + slot * 8;
-    }
-    __device__ __forceinline__ uint32_t slot_released() const
-    {
-        return released + slot * 8;
-    }
 };
 
-template <int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void ring_advance(struct ring<GROUPS, W_ROWS> *r)
+template <typename S>
+static __device__ __forceinline__ struct ring ring_start(const struct prefill_shared<S> *shared)
 {
-    if (++r->slot == ring_stages(GROUPS, W_ROWS)) {
+    return {shared_address(shared->stage), shared_address(shared->arrived),
+            shared_address(shared->released), 0, 0};
+}
+
+/* By one thread, before a barrier of the block. */
+template <typename S> static __device__ __forceinline__ void ring_init(const struct ring *r)
+{
+    for (int i = 0; i < S::n_stages; i++) {
+        copy_barrier_init(r->arrived + i * 8, 1);
+        copy_barrier_init(r->released + i * 8, S::n_releases);
+    }
+    copy_barrier_publish();
+}
+
+template <typename S> static __device__ __forceinline__ uint32_t ring_stage(const struct ring *r)
+{
+    return r->stages + r->slot * S::stage_bytes;
+}
+
+static __device__ __forceinline__ uint32_t ring_arrived(const struct ring *r)
+{
+    return r->arrived + r->slot * 8;
+}
+
+static __device__ __forceinline__ uint32_t ring_released(const struct ring *r)
+{
+    return r->released + r->slot * 8;
+}
+
+/* Passes over n stages. */
+template <typename S> static __device__ __forceinline__ void ring_advance(struct ring *r, int n)
+{
+    int slot = r->slot + n, rounds = slot / S::n_stages;
+    r->slot = slot - rounds * S::n_stages;
+    r->parity ^= rounds & 1;
+}
+
+template <typename S> static __device__ __forceinline__ void ring_next(struct ring *r)
+{
+    if (++r->slot == S::n_stages) {
         r->slot = 0;
         r->parity ^= 1;
     }
@@ -118,152 +143,159 @@ struct place {
     int row, column;
 };
 
-template <int GROUPS>
+/* Number of a block's first tile, and from one to the next. */
+static __device__ __forceinline__ int first_tile(void)
+{
+    return (int)blockIdx.x / CLUSTER;
+}
+
+static __device__ __forceinline__ int tile_step(void)
+{
+    return (int)gridDim.x / CLUSTER;
+}
+
+template <typename S>
 static __device__ __forceinline__ struct place tile_place(const struct product_params *p, int tile)
 {
     int n_beside = p->n_tiles / p->n_x_tiles;
     int band = tile / (BAND * n_beside), in_band = tile - band * BAND * n_beside;
     int band_rows = min(BAND, p->n_x_tiles - band * BAND);
     int column = in_band / band_rows, row = band * BAND + in_band - column * band_rows;
-    return {row * GROUPS * GROUP_ROWS,
-            (column * CLUSTER + (int)(blockIdx.x % CLUSTER)) * p->tile_columns};
+    return {row * S::x_rows, (column * CLUSTER + (int)blockIdx.x % CLUSTER) * p->tile_columns};
 }
 
 /* ---- copies --------------------------------------------------------------------------------- */
 
-/* The way of the thread that copies through the chunks of all tiles. */
-template <int GROUPS, int W_ROWS> struct walk {
-    struct ring<GROUPS, W_ROWS> ring;
+/* The way of a thread that copies through the chunks of all tiles. */
+struct walk {
+    struct ring ring;
     int tile, chunk;
     struct place place;
 };
 
-template <int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void walk_next(struct walk<GROUPS, W_ROWS> *at,
-                                                 const struct product_params *p)
+template <typename S>
+static __device__ __forceinline__ struct walk walk_start(const struct ring *ring,
+                                                         const struct product_params *p)
 {
-    ring_advance(&at->ring);
+    return {*ring, first_tile(), 0, tile_place<S>(p, first_tile())};
+}
+
+template <typename S>
+static __device__ __forceinline__ void walk_next(struct walk *at, const struct product_params *p)
+{
+    ring_next<S>(&at->ring);
     if (++at->chunk == p->n_parts * p->n_chunks) {
         at->chunk = 0;
-        at->tile += (int)gridDim.x / CLUSTER;
-        at->place = tile_place<GROUPS>(p, at->tile);
+        at->tile += tile_step();
+        at->place = tile_place<S>(p, at->tile);
     }
 }
 
-template <int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void copy_w(const struct walk<GROUPS, W_ROWS> *at,
+/* By one thread: the rows of W of all tiles of a block. */
+template <typename S>
+static __device__ __forceinline__ void copy_w(struct walk at, const struct product_params *p,
                                               const CUtensorMap *map)
 {
-    uint32_t arrived = at->ring.slot_arrived();
-    copy_barrier_arrive_expecting(arrived, stage_bytes(GROUPS, W_ROWS));
-    copy_block(at->ring.w(), map, at->chunk * PANEL_COLUMNS, at->place.column, 0, arrived);
+    for (; at.tile < p->n_tiles; walk_next<S>(&at, p)) {
+        uint32_t arrived = ring_arrived(&at.ring);
+        copy_barrier_wait(ring_released(&at.ring), at.ring.parity ^ 1);
+        copy_barrier_arrive_expecting(arrived, S::stage_bytes);
+        copy_block(ring_stage<S>(&at.ring) + S::x_bytes, map, at.chunk * PANEL_COLUMNS,
+                   at.place.column, 0, arrived);
+    }
 }
 
-/* This block's share of x, to both. */
-template <int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void copy_x(const struct walk<GROUPS, W_ROWS> *at,
+/* By one thread: this block's share of the rows of x, to both. They may be there before the rows of
+ * W have been announced. */
+template <typename S>
+static __device__ __forceinline__ void copy_x(struct walk at, const struct product_params *p,
                                               const CUtensorMap *map)
 {
-    constexpr int n_rows = GROUPS * GROUP_ROWS / CLUSTER;
+    constexpr int n_rows = S::x_rows / CLUSTER;
     int first = (int)(blockIdx.x % CLUSTER) * n_rows;
-    copy_box_to_blocks(at->ring.x() + first * PANEL_ROW, map, at->chunk * PANEL_COLUMNS,
-                       at->place.row + first, at->ring.slot_arrived(), (1 << CLUSTER) - 1);
+    for (; at.tile < p->n_tiles; walk_next<S>(&at, p)) {
+        copy_barrier_wait(ring_released(&at.ring), at.ring.parity ^ 1);
+        copy_box_to_blocks(ring_stage<S>(&at.ring) + first * PANEL_ROW, map,
+                           at.chunk * PANEL_COLUMNS, at.place.row + first, ring_arrived(&at.ring),
+                           (1 << CLUSTER) - 1);
+    }
 }
 
-/* By one thread: all copies of a block. Those of W for the whole ring come before the wait. */
-template <int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void copy_tiles(struct ring<GROUPS, W_ROWS> ring,
-                                                  const struct product_params *p,
-                                                  const struct product_maps *maps)
+/* By a warp group, of which one thread copies W and another x: in one thread the instructions for
+ * both take longer than the products of a small tile. */
+template <typename S>
+static __device__ __forceinline__ void
+run_copies(const struct ring *ring, const struct product_params *p, const struct product_maps *maps)
 {
-    int first = (int)blockIdx.x / CLUSTER, n_ahead = 0;
-    struct walk<GROUPS, W_ROWS> at = {ring, first, 0, tile_place<GROUPS>(p, first)}, ahead = at;
-    for (; ahead.tile < p->n_tiles && n_ahead < ring_stages(GROUPS, W_ROWS); n_ahead++) {
-        copy_w(&ahead, &maps->w);
-        walk_next(&ahead, p);
+    int warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x / CUDA_WARP % GROUP_WARPS, 0);
+    bool copies = threadIdx.x % CUDA_WARP == 0;
+    if (warp == 0 && copies)
+        copy_w<S>(walk_start<S>(ring, p), p, &maps->w);
+    __syncwarp();
+    cluster_wait_arrived();
+    if (warp == 1 && copies) {
+        previous_kernel_wait();
+        copy_x<S>(walk_start<S>(ring, p), p, &maps->x);
     }
-    previous_kernel_wait();
-    for (; at.tile < p->n_tiles; walk_next(&at, p)) {
-        if (n_ahead-- <= 0) {
-            copy_barrier_wait(at.ring.slot_released(), at.ring.parity ^ 1);
-            copy_w(&at, &maps->w);
-        }
-        copy_x(&at, &maps->x);
-    }
+    __syncwarp();
 }
 
 /* ---- products ------------------------------------------------------------------------------- */
 
-template <typename T, int W_ROWS>
+/* A thread's sums: of each product the warp's 16x8 tiles. */
+template <typename S> struct sums {
+    float c[S::n_products][S::w_rows / 8][4];
+};
+
+/* A warp group's way. */
+struct work {
+    struct ring ring;
+    uint32_t used; /* barrier of the slot that its products use; 0: none */
+    int first_row; /* of x in a stage                                    */
+    int tile, part;
+};
+
+template <typename T, int W_ROWS, bool ADD>
 static __device__ __forceinline__ void multiply_rows(float c[W_ROWS / 8][4], uint32_t x, uint32_t w)
 {
     if constexpr (W_ROWS == 64)
-        multiply_tiles_64(c, x, w, T());
-    if constexpr (W_ROWS == 128)
-        multiply_tiles_128(c, x, w, T());
-    if constexpr (W_ROWS == 256)
-        multiply_tiles_256(c, x, w, T());
+        multiply_tiles_64<ADD>(c, x, w, T());
+    else
+        multiply_tiles_128<ADD>(c, x, w, T());
 }
 
-/* c += x w^T for the columns of a part. A slot is released when the products of the next one have
- * been started, so that the tensor cores do not run dry. */
-template <typename T, int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void
-multiply_part(float c[W_ROWS / 8][4], struct ring<GROUPS, W_ROWS> *r, int group, int n_chunks)
+/* Starts s += x w^T for the next 64 columns, or s = x w^T, and waits for the products before it. */
+template <typename T, typename S, bool ADD>
+static __device__ __forceinline__ void multiply_chunk(struct sums<S> &s, struct work *g)
 {
-    uint32_t previous = 0;
-    for (int chunk = 0; chunk < n_chunks; chunk++) {
-        copy_barrier_wait_together(r->slot_arrived(), r->parity);
-        uint32_t x = (r->x() + group * GROUP_ROWS * PANEL_ROW) / 16, w = r->w() / 16;
-        group_multiply_begin();
+    copy_barrier_wait_together(ring_arrived(&g->ring), g->ring.parity);
+    uint32_t x = (ring_stage<S>(&g->ring) + g->first_row * PANEL_ROW) / 16;
+    uint32_t w = (ring_stage<S>(&g->ring) + S::x_bytes) / 16;
+    group_multiply_begin();
 #pragma unroll
-        for (int i = 0; i < PANEL_COLUMNS / 16; i++)
-            multiply_rows<T, W_ROWS>(c, x + i * 2, w + i * 2);
-        group_multiply_commit();
-        group_multiply_wait<1>();
-        if (chunk > 0)
-            release_slot(previous);
-        previous = r->slot_released();
-        ring_advance(r);
+    for (int n = 0; n < S::n_products; n++, x += PRODUCT_ROWS * PANEL_ROW / 16) {
+        multiply_rows<T, S::w_rows, ADD>(s.c[n], x, w);
+#pragma unroll
+        for (int i = 1; i < PANEL_COLUMNS / 16; i++)
+            multiply_rows<T, S::w_rows, true>(s.c[n], x + i * 2, w + i * 2);
     }
-    group_multiply_wait<0>();
-    release_slot(previous);
-    group_multiply_end<W_ROWS / 8>(c);
+    group_multiply_commit();
+    group_multiply_wait<1>();
+    if (g->used != 0)
+        release_slot(g->used);
+    g->used = ring_released(&g->ring);
+    ring_next<S>(&g->ring);
 }
 
-/* c: the sums of a tile, part by part. */
-template <typename T, int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void multiply_tile(float c[W_ROWS / 8][4],
-                                                     struct ring<GROUPS, W_ROWS> *r, int group,
-                                                     const struct product_params *p)
+/* After the wait for the products. */
+template <typename S> static __device__ __forceinline__ void sums_end(struct sums<S> &s)
 {
-    multiply_part<T>(c, r, group, p->n_chunks);
-    /* There are no registers for parts of larger tiles. */
-    if constexpr (W_ROWS <= 128) {
-        for (int part = 1; part < p->n_parts; part++) {
-            float s[W_ROWS / 8][4] = {};
-            multiply_part<T>(s, r, group, p->n_chunks);
 #pragma unroll
-            for (int i = 0; i < W_ROWS / 8; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    c[i][j] = __fadd_rn(c[i][j], s[i][j]);
-        }
-    }
+    for (int n = 0; n < S::n_products; n++)
+        group_multiply_end<S::w_rows / 8>(s.c[n]);
 }
 
 /* ---- what becomes of the sums --------------------------------------------------------------- */
-
-/* The first half of the tile's columns gates the second. */
-template <typename T, int W_ROWS>
-static __device__ __forceinline__ void gate_sums(float c[W_ROWS / 8][4])
-{
-#pragma unroll
-    for (int i = 0; i < W_ROWS / 16; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            c[i][j] = silu_mul(from_float<T>(c[i][j]), from_float<T>(c[i + W_ROWS / 16][j]));
-}
 
 /* The first 8 TILES columns of the group's rows. place: of the tile's first column in the group's
  * first row. */
@@ -271,7 +303,7 @@ template <typename T, int TILES>
 static __device__ __forceinline__ void
 store_sums(const float c[TILES][4], const struct product_params *p, struct place place)
 {
-    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x % GROUP_THREADS / CUDA_WARP;
+    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP % GROUP_WARPS;
     int column = place.column + lane % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -314,7 +346,7 @@ template <typename T, int TILES>
 static __device__ __forceinline__ void
 store_sums_rounded(const float c[TILES][4], const struct product_params *p, struct place place)
 {
-    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x % GROUP_THREADS / CUDA_WARP;
+    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP % GROUP_WARPS;
     int column = place.column + lane % 4 * 8;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -334,8 +366,8 @@ store_sums_rounded(const float c[TILES][4], const struct product_params *p, stru
 }
 
 template <typename T, int TILES>
-static __device__ __forceinline__ void store(const float c[TILES][4],
-                                             const struct product_params *p, struct place place)
+static __device__ __forceinline__ void
+store_tiles(const float c[TILES][4], const struct product_params *p, struct place place)
 {
     if (p->use != STORE_F32 && p->n_columns % 8 == 0)
         store_sums_rounded<T, TILES>(c, p, place);
@@ -343,25 +375,143 @@ static __device__ __forceinline__ void store(const float c[TILES][4],
         store_sums<T, TILES>(c, p, place);
 }
 
-/* By a warp group: its rows of all tiles of a block. */
-template <typename T, int GROUPS, int W_ROWS>
-static __device__ __forceinline__ void multiply_tiles(struct ring<GROUPS, W_ROWS> ring, int group,
-                                                      const struct product_params *p)
+/* place: of the group's first row */
+template <typename T, typename S>
+static __device__ __forceinline__ void store_tile(struct sums<S> &s, const struct product_params *p,
+                                                  struct place place)
 {
-    int n_clusters = (int)gridDim.x / CLUSTER;
-    if (group == 1 && p->n_tiles > n_clusters && p->n_parts * p->n_chunks > LAG)
-        copy_barrier_wait_together(ring.arrived + LAG * 8, 0);
-    for (int tile = (int)blockIdx.x / CLUSTER; tile < p->n_tiles; tile += n_clusters) {
-        struct place place = tile_place<GROUPS>(p, tile);
-        place.row += group * GROUP_ROWS;
-        float c[W_ROWS / 8][4] = {};
-        multiply_tile<T>(c, &ring, group, p);
+#pragma unroll
+    for (int n = 0; n < S::n_products; n++, place.row += PRODUCT_ROWS) {
         if (p->use == STORE_GATED) {
-            gate_sums<T, W_ROWS>(c);
-            store<T, W_ROWS / 16>(c, p, place);
+            gate_sums<T, S::w_rows>(s.c[n]);
+            store_tiles<T, S::w_rows / 16>(s.c[n], p, place);
         } else {
-            store<T, W_ROWS / 8>(c, p, place);
+            store_tiles<T, S::w_rows / 8>(s.c[n], p, place);
         }
+    }
+}
+
+/* ---- tiles that the groups share ------------------------------------------------------------ */
+
+/* What a group keeps from part to part: a tile's sums so far. */
+template <typename S> struct totals {
+    struct sums<S> sums;
+    struct place place;
+};
+
+/* No sums: -0 + x is x, of either sign. */
+template <typename S> static __device__ __forceinline__ void totals_clear(struct totals<S> &t)
+{
+#pragma unroll
+    for (int i = 0; i < S::w_rows / 8; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            t.sums.c[0][i][j] = -0.0f;
+}
+
+template <typename S>
+static __device__ __forceinline__ void totals_add(struct totals<S> &t, const struct sums<S> &s)
+{
+#pragma unroll
+    for (int i = 0; i < S::w_rows / 8; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            t.sums.c[0][i][j] = __fadd_rn(t.sums.c[0][i][j], s.c[0][i][j]);
+}
+
+/* Adds a part, whose products are complete, and stores the tile when it was the last. */
+template <typename T, typename S>
+static __device__ __forceinline__ void finish_part(struct totals<S> &t, struct sums<S> &part,
+                                                   const struct product_params *p,
+                                                   const struct work *g, bool was_last)
+{
+    sums_end(part);
+    totals_add(t, part);
+    if (!was_last)
+        return;
+    t.place.row += g->first_row;
+    store_tile<T>(t.sums, p, t.place);
+    totals_clear(t);
+}
+
+/* The products of a part after its first. */
+template <typename T, typename S>
+static __device__ __forceinline__ void go_on_with_part(struct totals<S> &t, struct sums<S> &s,
+                                                       const struct product_params *p,
+                                                       struct work *g)
+{
+    if (g->part == 0)
+        t.place = tile_place<S>(p, g->tile);
+    for (int i = 1; i < p->n_chunks; i++)
+        multiply_chunk<T, S, true>(s, g);
+    if (++g->part == p->n_parts) {
+        g->part = 0;
+        g->tile += tile_step();
+    }
+}
+
+/* The next part, into s, and under its first products the end of the one before. False: that was
+ * the last of all. Written otherwise, with one finish_part() behind both waits, the compiler lets
+ * no products run on. */
+template <typename T, typename S>
+static __device__ __forceinline__ bool run_part(struct totals<S> &t, struct sums<S> &s,
+                                                struct sums<S> &before,
+                                                const struct product_params *p, struct work *g)
+{
+    if (g->tile >= p->n_tiles) {
+        group_multiply_wait<0>();
+        finish_part<T>(t, before, p, g, true);
+        return false;
+    }
+    multiply_chunk<T, S, false>(s, g);
+    finish_part<T>(t, before, p, g, g->part == 0);
+    go_on_with_part<T>(t, s, p, g);
+    return true;
+}
+
+/* By a warp group: its rows of all tiles of a block. */
+template <typename T, typename S>
+static __device__ __forceinline__ void run_shared_tiles(struct work g,
+                                                        const struct product_params *p)
+{
+    struct totals<S> t;
+    struct sums<S> even, odd;
+    totals_clear(t);
+    multiply_chunk<T, S, false>(even, &g);
+    go_on_with_part<T>(t, even, p, &g);
+    while (run_part<T>(t, odd, even, p, &g) && run_part<T>(t, even, odd, p, &g))
+        continue;
+}
+
+/* ---- tiles in turns ------------------------------------------------------------------------- */
+
+/* A number of barrier_wait(): that of a group whose turn it is. */
+#define TURN_BARRIER 1
+
+/* By a warp group: every other tile of a block. It multiplies when the other has started all
+ * products of the tile before: until then the parity of the ring's barriers would mislead it. */
+template <typename T, typename S>
+static __device__ __forceinline__ void run_turns(struct work g, int group,
+                                                 const struct product_params *p)
+{
+    g.tile += group * tile_step();
+    ring_advance<S>(&g.ring, group * p->n_chunks);
+    for (; g.tile < p->n_tiles; g.tile += 2 * tile_step()) {
+        struct place place = tile_place<S>(p, g.tile);
+        struct sums<S> s;
+        if (g.tile != first_tile())
+            barrier_wait(TURN_BARRIER + group, 2 * GROUP_THREADS);
+        multiply_chunk<T, S, false>(s, &g);
+        for (int i = 1; i < p->n_chunks; i++)
+            multiply_chunk<T, S, true>(s, &g);
+        if (g.tile + tile_step() < p->n_tiles)
+            barrier_arrive(TURN_BARRIER + (group ^ 1), 2 * GROUP_THREADS);
+        group_multiply_wait<0>();
+        release_slot(g.used);
+        g.used = 0;
+        sums_end(s);
+        ring_advance<S>(&g.ring, p->n_chunks);
+        store_tile<T>(s, p, place);
     }
 }
 
@@ -369,54 +519,46 @@ static __device__ __forceinline__ void multiply_tiles(struct ring<GROUPS, W_ROWS
 
 /* ---- the kernel ----------------------------------------------------------------------------- */
 
-/* Of the groups and of the one that copies. */
-static constexpr int block_threads(int groups)
-{
-    return (groups + 1) * GROUP_THREADS;
-}
-
 /* Of a thread that copies, and of one that multiplies when there are two groups: together all that
  * there are. */
 #define COPY_REGISTERS     40
 #define MULTIPLY_REGISTERS 232
 
-template <typename T, int GROUPS, int W_ROWS>
-static __global__ void __launch_bounds__(block_threads(GROUPS), 1)
+template <typename T, typename S>
+static __global__ void __launch_bounds__(S::n_threads, 1)
     linear_prefill_kernel(const __grid_constant__ struct product_params p,
                           const __grid_constant__ struct product_maps maps)
 {
 #if PTX_WARP_GROUPS
     extern __shared__ __align__(1024) unsigned char memory[];
-    auto shared = (struct prefill_shared<GROUPS, W_ROWS> *)memory;
-    struct ring<GROUPS, W_ROWS> ring = {
-        shared_address(shared->stage), shared_address(shared->arrived),
-            shared_address(shared->released), 0, 0
-    };
+    struct ring ring = ring_start((struct prefill_shared<S> *)memory);
     next_kernel_start();
-    if (threadIdx.x == GROUPS * GROUP_THREADS) {
+    if (threadIdx.x == 0) {
         copy_box_prepare(&maps.w);
         copy_box_prepare(&maps.x);
-        for (int i = 0; i < ring_stages(GROUPS, W_ROWS); i++) {
-            copy_barrier_init(ring.arrived + i * 8, 1);
-            copy_barrier_init(ring.released + i * 8, CLUSTER * GROUPS * GROUP_THREADS / CUDA_WARP);
-        }
-        copy_barrier_publish();
+        ring_init<S>(&ring);
     }
-    cluster_wait();
+    __syncthreads();
+    cluster_arrive();
     /* From one lane, so that the compiler knows it to be the same in all of them. */
     int group = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x / GROUP_THREADS, 0);
-    if (group < GROUPS) {
-        if constexpr (GROUPS == 2)
+    if (group < S::groups) {
+        if constexpr (S::groups == 2)
             registers_grow<MULTIPLY_REGISTERS>();
-        multiply_tiles<T>(ring, group, &p);
+        struct work g = {ring, 0, S::turns ? 0 : group * PRODUCT_ROWS, first_tile(), 0};
+        cluster_wait_arrived();
+        if constexpr (S::turns)
+            run_turns<T, S>(g, group, &p);
+        else
+            run_shared_tiles<T, S>(g, &p);
     } else {
-        if constexpr (GROUPS == 2)
+        if constexpr (S::groups == 2)
             registers_shrink<COPY_REGISTERS>();
-        if (threadIdx.x == GROUPS * GROUP_THREADS)
-            copy_tiles(ring, &p, &maps);
+        run_copies<S>(&ring, &p, &maps);
     }
-    __syncwarp();
-    cluster_wait(); /* the other block may still copy to this one, and release its slots */
+    /* The other block may still copy to this one, and release its slots. */
+    cluster_arrive();
+    cluster_wait_arrived();
 #endif
 }
 
@@ -451,8 +593,8 @@ static void map_w(CUtensorMap *map, const struct linear_prefill_args *args, int 
     tensor_map_init(map, args->w, &layout);
 }
 
-static struct product_params make_params(const struct linear_prefill_args *args, int groups,
-                                         int w_rows)
+template <typename S>
+static struct product_params make_params(const struct linear_prefill_args *args)
 {
     struct product_params p = {};
     p.y = args->y;
@@ -461,38 +603,47 @@ static struct product_params make_params(const struct linear_prefill_args *args,
     p.n_columns = args->gated ? args->n_out / 2 : args->n_out;
     p.n_parts = args->n_parts;
     p.n_chunks = args->n_in / args->n_parts / PANEL_COLUMNS;
-    p.tile_columns = args->gated ? w_rows / 2 : w_rows;
-    p.n_x_tiles = CEIL_DIV(args->n_rows, groups * GROUP_ROWS);
+    p.tile_columns = args->gated ? S::w_rows / 2 : S::w_rows;
+    p.n_x_tiles = CEIL_DIV(args->n_rows, S::x_rows);
     p.n_tiles = p.n_x_tiles * CEIL_DIV(p.n_columns, CLUSTER * p.tile_columns);
     return p;
 }
 
-template <typename T, int GROUPS, int W_ROWS>
+template <typename T, typename S>
 static void launch(const struct cuda_device *d, const struct linear_prefill_args *args)
 {
-    const struct product_params p = make_params(args, GROUPS, W_ROWS);
+    const struct product_params p = make_params<S>(args);
     struct product_maps maps;
-    map_x(&maps.x, args, GROUPS * GROUP_ROWS / CLUSTER);
-    map_w(&maps.w, args, W_ROWS);
+    map_x(&maps.x, args, S::x_rows / CLUSTER);
+    map_w(&maps.w, args, S::w_rows);
     int n_blocks = CLUSTER * MIN(p.n_tiles, d->n_sms / CLUSTER);
-    cuda_launch_early_clusters(d, linear_prefill_kernel<T, GROUPS, W_ROWS>,
-                               dim3((unsigned)n_blocks), CLUSTER, block_threads(GROUPS),
-                               sizeof(struct prefill_shared<GROUPS, W_ROWS>), p, maps);
+    cuda_launch_early_clusters(d, linear_prefill_kernel<T, S>, dim3((unsigned)n_blocks), CLUSTER,
+                               S::n_threads, sizeof(struct prefill_shared<S>), p, maps);
 }
 
-/* Few rows take small tiles, for more blocks. */
+/* Whether a device has a block for each tile of this shape. */
+template <typename S>
+static bool has_block_each(const struct cuda_device *d, const struct linear_prefill_args *args)
+{
+    return make_params<S>(args).n_tiles <= d->n_sms / CLUSTER;
+}
+
+/* The smallest tiles of which a block takes one, or else large ones. 512 and 1024 rows of 1024x2048
+ * in four parts take 6.6 and 11.4 us with 64x64, 7.0 and 7.6 with 64x128, 11.5 and 11.8 with
+ * 128x128 (H200). */
 template <typename T>
 static void launch_tiles(const struct cuda_device *d, const struct linear_prefill_args *args)
 {
-    long long n = (long long)args->n_rows * args->n_out, sms = d->n_sms;
-    if (n <= sms * 64 * 64)
-        launch<T, 1, 64>(d, args);
-    else if (n <= sms * 64 * 128)
-        launch<T, 1, 128>(d, args);
-    else if (n <= sms * 128 * 128 || args->n_parts > 1)
-        launch<T, 2, 128>(d, args);
+    using smallest = tile_shape<1, false, 64>;
+    using small = tile_shape<1, false, 128>;
+    if (has_block_each<smallest>(d, args))
+        launch<T, smallest>(d, args);
+    else if (has_block_each<small>(d, args))
+        launch<T, small>(d, args);
+    else if (args->n_parts > 1)
+        launch<T, tile_shape<2, false, 128>>(d, args);
     else
-        launch<T, 2, 256>(d, args);
+        launch<T, tile_shape<2, true, 128>>(d, args);
 }
 
 bool linear_prefill_can(const struct cuda_device *d, int n_out, int n_in, int n_parts)

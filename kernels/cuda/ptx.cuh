@@ -316,6 +316,17 @@ static __device__ __forceinline__ void cluster_wait(void)
                      : "memory");
 }
 
+/* The two halves of it, but what this thread did before is not shown to the other blocks. */
+static __device__ __forceinline__ void cluster_arrive(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void cluster_wait_arrived(void)
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 /* Where another block of the cluster has what this one has at the address. */
 static __device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank)
 {
@@ -518,7 +529,6 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 #define EIGHT_TILES(mode, c, n)   FOUR_TILES(mode, c, n), FOUR_TILES(mode, c, n + 4)
 #define TWELVE_TILES(mode, c, n)  EIGHT_TILES(mode, c, n), FOUR_TILES(mode, c, n + 8)
 #define SIXTEEN_TILES(mode, c, n) EIGHT_TILES(mode, c, n), EIGHT_TILES(mode, c, n + 8)
-#define ALL_32_TILES(mode, c, n)  SIXTEEN_TILES(mode, c, n), SIXTEEN_TILES(mode, c, n + 16)
 #define FIRST_8                   "%0, %1, %2, %3, %4, %5, %6, %7"
 #define FIRST_16                  FIRST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define FIRST_24                  FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -527,13 +537,6 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
     FIRST_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define FIRST_64                                                                                   \
     FIRST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define FIRST_96                                                                                   \
-    FIRST_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"    \
-             ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define FIRST_128                                                                                  \
-    FIRST_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109"    \
-             ", %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122"      \
-             ", %123, %124, %125, %126, %127"
 #define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
 /* For b: 16 x columns, group_operand():
@@ -594,20 +597,29 @@ DEFINE_GROUP_PRODUCTS(__half, "f16")
 #define TILE_LAYOUT "0x40000040"
 
 /* multiply_tiles_N: c += a b^T for a: 64x16, b: Nx16, both in shared memory, addresses / 16 of
- * their first lines at the first of the 16 columns. c: the warp's 16x8 tiles. */
+ * their first lines at the first of the 16 columns. c: the warp's 16x8 tiles. Without ADD:
+ * c = a b^T. */
+#define TILE_PRODUCT_TEXT(N, name, NAMES, A, B, ADD)                                               \
+    "{\n"                                                                                          \
+    ".reg .b64 a, b;\n"                                                                            \
+    "mov.b64 a, {" A ", " TILE_LAYOUT "};\n"                                                       \
+    "mov.b64 b, {" B ", " TILE_LAYOUT "};\n"                                                       \
+    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name " {" NAMES "}, a, b, " ADD     \
+    ", 1, 1, 0, 0;\n"                                                                              \
+    "}"
 #define DEFINE_TILE_PRODUCT(N, type, name, TILES, NAMES, A, B)                                     \
+    template <bool ADD = true>                                                                     \
     static __device__ __forceinline__ void multiply_tiles_##N(float c[(N) / 8][4], uint32_t a,     \
                                                               uint32_t b, type)                    \
     {                                                                                              \
-        asm volatile("{\n"                                                                         \
-                     ".reg .b64 a, b;\n"                                                           \
-                     "mov.b64 a, {" A ", " TILE_LAYOUT "};\n"                                      \
-                     "mov.b64 b, {" B ", " TILE_LAYOUT "};\n"                                      \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name " {" NAMES    \
-                     "}, a, b, 1, 1, 1, 0, 0;\n"                                                   \
-                     "}"                                                                           \
-                     : TILES("+f", c, 0)                                                           \
-                     : "r"(a), "r"(b));                                                            \
+        if (ADD)                                                                                   \
+            asm volatile(TILE_PRODUCT_TEXT(N, name, NAMES, A, B, "1")                              \
+                         : TILES("+f", c, 0)                                                       \
+                         : "r"(a), "r"(b));                                                        \
+        else                                                                                       \
+            asm volatile(TILE_PRODUCT_TEXT(N, name, NAMES, A, B, "0")                              \
+                         : TILES("=f", c, 0)                                                       \
+                         : "r"(a), "r"(b));                                                        \
     }
 #define DEFINE_TILE_PRODUCTS(type, name)                                                           \
     DEFINE_TILE_PRODUCT(16, type, name, TWO_TILES, FIRST_8, "%8", "%9")                            \
@@ -615,8 +627,7 @@ DEFINE_GROUP_PRODUCTS(__half, "f16")
     DEFINE_TILE_PRODUCT(48, type, name, SIX_TILES, FIRST_24, "%24", "%25")                         \
     DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")                       \
     DEFINE_TILE_PRODUCT(96, type, name, TWELVE_TILES, FIRST_48, "%48", "%49")                      \
-    DEFINE_TILE_PRODUCT(128, type, name, SIXTEEN_TILES, FIRST_64, "%64", "%65")                    \
-    DEFINE_TILE_PRODUCT(256, type, name, ALL_32_TILES, FIRST_128, "%128", "%129")
+    DEFINE_TILE_PRODUCT(128, type, name, SIXTEEN_TILES, FIRST_64, "%64", "%65")
 
 DEFINE_TILE_PRODUCTS(__nv_bfloat16, "bf16")
 DEFINE_TILE_PRODUCTS(__half, "f16")

@@ -24,4 +24,15 @@ template <typename T> static __device__ __forceinline__ float silu_mul(T gate, T
     return divide_by_normal(g, 1.0f + expf(fminf(-g, 88.0f))) * to_float(up);
 }
 
+/* Of sums in W_ROWS columns, 16x8 tiles of a product, the first half gates the second. */
+template <typename T, int W_ROWS>
+static __device__ __forceinline__ void gate_sums(float c[W_ROWS / 8][4])
+{
+#pragma unroll
+    for (int i = 0; i < W_ROWS / 16; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            c[i][j] = silu_mul(from_float<T>(c[i][j]), from_float<T>(c[i + W_ROWS / 16][j]));
+}
+
 #endif

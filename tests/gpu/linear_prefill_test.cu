@@ -3,19 +3,17 @@
  *   linear_prefill_test [--small]
  *
  * The definition: a chain of 16-column products of the tensor cores per element and part, and the
- * sum of these, in a kernel that does no more than that. Its first rows are compared with double
+ * sum of these, in kernels that do no more than that. Its first rows are compared with double
  * precision, linear_prefill() with it: for every use of the sums, for numbers of rows that take
  * tiles of every size, into memory with a row more than there are, which stays as it is. A row of x
  * is zeros. Prints a line per case; the exit code is 1 when any case fails. --small, for
  * compute-sanitizer: fewer numbers of rows.
  */
 #include "kernels/cuda/linear_prefill.cuh"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/silu_mul.cuh"
 
 #include "tests/gpu/attention_device.cuh"
+#include "tests/gpu/product_sums.cuh"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -39,108 +37,9 @@ enum use { STORED, STORED_F32, GATED };
 
 struct arrays {
     char *x, *w, *y;
-    float *sums, *error;
+    float *chain, *sums, *error; /* chain: [n_parts][n_rows, n_out]; sums: of the parts */
     int *n_wrong;
 };
-
-/* Row ZERO_ROW is zeros. */
-template <typename T> static __global__ void fill_kernel(T *x, size_t n, int n_in, uint32_t seed)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    uint32_t h = ((uint32_t)i + seed) * 0x9E3779B1u;
-    h = (h ^ h >> 15) * 0x2C1B3C6Du;
-    h = (h ^ h >> 12) * 0x297A2D39u;
-    if (i < n)
-        x[i] = from_float<T>(i / n_in == ZERO_ROW ? 0 : (float)(int32_t)(h ^ h >> 15) * 0x1p-31f);
-}
-
-/* Two neighbours of a row, zeros where there is no such row. */
-template <typename T>
-static __device__ uint32_t load_two(const T *rows, int row, int n_rows, int column, int n_columns)
-{
-    return row < n_rows ? *(const uint32_t *)(rows + (size_t)row * n_columns + column) : 0;
-}
-
-/* A warp takes 16 rows of x and 8 of w. grid: (n_out / 8, n_rows / 16), rounded up */
-template <typename T>
-static __global__ void sums_kernel(float *y, const T *x, const T *w, int n_rows, int n_out,
-                                   int n_in, int n_parts)
-{
-#if PTX_AMPERE
-    int row = blockIdx.y * 16 + threadIdx.x / 4, pair = threadIdx.x % 4 * 2;
-    int w_row = blockIdx.x * 8 + threadIdx.x / 4, column = blockIdx.x * 8 + pair;
-    float sum[4];
-    for (int part = 0; part < n_parts; part++) {
-        float c[4] = {};
-        int first = n_in / n_parts * part;
-        for (int k = first + pair; k < first + n_in / n_parts; k += 16) {
-            const uint32_t a[] = {
-                load_two(x, row, n_rows, k, n_in), load_two(x, row + 8, n_rows, k, n_in),
-                load_two(x, row, n_rows, k + 8, n_in), load_two(x, row + 8, n_rows, k + 8, n_in)};
-            multiply_16x8x16(c, a, load_two(w, w_row, n_out, k, n_in),
-                             load_two(w, w_row, n_out, k + 8, n_in), T());
-        }
-        for (int i = 0; i < 4; i++)
-            sum[i] = part == 0 ? c[i] : __fadd_rn(sum[i], c[i]);
-    }
-    for (int i = 0; i < 4; i++) {
-        if (row + i / 2 * 8 < n_rows)
-            y[(size_t)(row + i / 2 * 8) * n_out + column + i % 2] = sum[i];
-    }
-#endif
-}
-
-/* The error of an element against the sum of its magnitudes, in double precision. */
-template <typename T>
-static __global__ void error_kernel(float *error, const float *y, const T *x, const T *w, int n_out,
-                                    int n_in, size_t n)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n)
-        return;
-    double sum = 0, magnitude = 1e-30;
-    for (int k = 0; k < n_in; k++) {
-        double product =
-            (double)to_float(x[i / n_out * n_in + k]) * to_float(w[i % n_out * n_in + k]);
-        sum += product;
-        magnitude += fabs(product);
-    }
-    error[i] = (float)(fabs(sum - y[i]) / magnitude);
-}
-
-/* y as it should be. */
-template <typename T, typename Out>
-static __device__ Out expected(const float *sums, size_t i, int n_columns, bool gated)
-{
-    size_t gate = i / n_columns * 2 * n_columns + i % n_columns;
-    if (!gated)
-        return from_float<Out>(sums[i]);
-    return from_float<Out>(
-        silu_mul(from_float<T>(sums[gate]), from_float<T>(sums[gate + n_columns])));
-}
-
-/* n elements, then a row of all ones. */
-template <typename T, typename Out>
-static __global__ void compare_kernel(int *n_wrong, const Out *y, const float *sums, size_t n,
-                                      int n_columns, bool gated)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n + n_columns)
-        return;
-    Out right = {};
-    if (i < n)
-        right = expected<T, Out>(sums, i, n_columns, gated);
-    const unsigned char *got = (const unsigned char *)(y + i);
-    for (size_t b = 0; b < sizeof(Out); b++) {
-        if (got[b] != (i < n ? ((const unsigned char *)&right)[b] : 0xFF))
-            atomicAdd(n_wrong, 1);
-    }
-}
-
-static unsigned blocks_of(size_t n)
-{
-    return (unsigned)CEIL_DIV(n, (size_t)256);
-}
 
 /* Twice, so that one launch follows another without a wait. */
 template <typename T, typename Out>
@@ -172,11 +71,15 @@ static void check_use(const struct cuda_device *d, const struct arrays *a, int n
 template <typename T>
 static float make_sums(const struct cuda_device *d, const struct arrays *a, int n_rows, size_t c)
 {
-    int n_out = cases[c].n_out, n_in = cases[c].n_in;
+    int n_out = cases[c].n_out, n_in = cases[c].n_in, n_parts = cases[c].n_parts;
     dim3 grid((unsigned)(n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
     size_t n = (size_t)MIN(n_rows, ERROR_ROWS) * (size_t)n_out;
-    sums_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->sums, (const T *)a->x, (const T *)a->w,
-                                                   n_rows, n_out, n_in, cases[c].n_parts);
+    size_t n_all = (size_t)n_rows * (size_t)n_out;
+    for (int part = 0, n_k = n_in / n_parts; part < n_parts; part++)
+        chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain + (size_t)part * n_all,
+                                                        (const T *)a->x, (const T *)a->w, n_rows,
+                                                        n_out, n_in, part * n_k, n_k);
+    add_parts_kernel<<<blocks_of(n_all), 256, 0, d->stream>>>(a->sums, a->chain, n_parts, n_all);
     error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, a->sums, (const T *)a->x,
                                                       (const T *)a->w, n_out, n_in, n);
     CUDA_CHECK_LAUNCH();
@@ -209,12 +112,15 @@ static bool check_case(const struct cuda_device *d, size_t c, const int *rows, i
     struct arrays a = {(char *)gpu_alloc(n_x * sizeof(T)),
                        (char *)gpu_alloc(n_w * sizeof(T)),
                        (char *)gpu_alloc(n_y * sizeof(float)),
+                       (float *)gpu_alloc((size_t)cases[c].n_parts * n_y * sizeof(float)),
                        (float *)gpu_alloc(n_y * sizeof(float)),
                        (float *)gpu_alloc(ERROR_ROWS * (size_t)n_out * sizeof(float)),
                        (int *)gpu_alloc(sizeof(int))};
     CUDA_CHECK(cudaMemset(a.n_wrong, 0, sizeof(int)));
-    fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, n_in, 1);
-    fill_kernel<<<blocks_of(n_w), 256, 0, d->stream>>>((T *)a.w, n_w, n_in, 12345);
+    fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, 1);
+    fill_kernel<<<blocks_of(n_w), 256, 0, d->stream>>>((T *)a.w, n_w, 12345);
+    CUDA_CHECK(cudaMemsetAsync((T *)a.x + (size_t)ZERO_ROW * (size_t)n_in, 0,
+                               (size_t)n_in * sizeof(T), d->stream));
     float error = 0;
     int n_wrong;
     for (int i = 0; i < n; i++)
@@ -225,7 +131,7 @@ static bool check_case(const struct cuda_device *d, size_t c, const int *rows, i
     printf("%-4s %s %dx%d in %d parts: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
            dtype_name(d->base.act_dtype), n_out, n_in, cases[c].n_parts, n_wrong, error);
     fflush(stdout);
-    void *const memory[] = {a.x, a.w, a.y, a.sums, a.error, a.n_wrong};
+    void *const memory[] = {a.x, a.w, a.y, a.chain, a.sums, a.error, a.n_wrong};
     for (size_t i = 0; i < ARRAY_LEN(memory); i++)
         gpu_free(memory[i]);
     return good;
