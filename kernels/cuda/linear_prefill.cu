@@ -221,8 +221,8 @@ static __device__ __forceinline__ void copy_x(struct walk at, const struct produ
     }
 }
 
-/* By a warp group, of which one thread copies W and another x: in one thread the instructions for
- * both take longer than the products of a small tile. */
+/* By a warp group, of which one thread copies W and another x: 64 columns of 64x128 tiles took
+ * 0.24 us when one thread started all copies, 0.15 with two (H200, blocks without clusters). */
 template <typename S>
 static __device__ __forceinline__ void
 run_copies(const struct ring *ring, const struct product_params *p, const struct product_maps *maps)
