@@ -75,7 +75,7 @@ part_tests()
         grep -E '^\[  FAILED|ERROR|SKIPPED' "$OUT/$program.log" | head -n 8
     done
     unset QUIRE_TEST_DEVICE
-    for program in device_test ops_test attention_test linear_decode_test; do
+    for program in device_test ops_test linear_test attention_test linear_decode_test; do
         ./$program >"$OUT/$program.log" 2>&1
         check $program $?
     done
@@ -192,11 +192,8 @@ part_sanitize()
     for tool in memcheck racecheck; do
         sanitize $tool attention_test --small
         sanitize $tool linear_decode_test --small
-        if [ $tool = memcheck ]; then
-            sanitize $tool ops_test --small
-        else
-            sanitize $tool ops_test --small --no-products
-        fi
+        sanitize $tool ops_test --small
+        [ $tool = memcheck ] && sanitize $tool linear_test --small
         sanitize $tool device_test
     done
     sanitize memcheck quire generate --model configs/models/demo --prompt "47 plus 36 is" \
