@@ -389,10 +389,10 @@ void activations_free(struct activations *a, const struct model *m)
 /* ---- forward pass ---- */
 
 /* out = x W^T + bias, or the gated product */
-static void project(const struct model *m, void *out, const void *x, const struct weight *weight,
-                    const float *bias, int n_rows)
+static struct linear_args projection(const struct model *m, void *out, const void *x,
+                                     const struct weight *weight, const float *bias, int n_rows)
 {
-    const struct linear_args linear = {
+    return (struct linear_args){
         .out = out,
         .x = x,
         .weight = weight,
@@ -400,7 +400,6 @@ static void project(const struct model *m, void *out, const void *x, const struc
         .n_rows = n_rows,
         .out_dtype = m->device->act_dtype,
     };
-    m->device->ops->linear(m->device, &linear);
 }
 
 /* Attention of layer i: from the queries in a->wide to a->narrow. */
@@ -435,14 +434,8 @@ static void attend(const struct model *m, struct activations *a, const struct fo
 {
     const struct model_layer *l = &m->layer[i];
     const struct attention_args attention = attention_of(m, a, args, i);
-    const struct linear_args qkv = {
-        .out = a->wide,
-        .x = a->narrow,
-        .weight = &l->qkv,
-        .bias = l->qkv_bias,
-        .n_rows = args->batch->n_tokens,
-        .out_dtype = m->device->act_dtype,
-    };
+    const struct linear_args qkv =
+        projection(m, a->wide, a->narrow, &l->qkv, l->qkv_bias, args->batch->n_tokens);
     const struct rope_cache_args rope_cache = {
         .product = &qkv,
         .qkv = a->wide,
@@ -465,15 +458,14 @@ static void plan_attention(const struct model *m, const struct activations *a,
     m->device->ops->attention_plan(m->device, &attention);
 }
 
-/* a->logits of the rows that args names. a->narrow is the output of the last layer. */
+/* a->logits of the rows that args names. delta: what the last layer ends with, to be done yet. */
 static void compute_logits(const struct model *m, struct activations *a,
-                           const struct forward_args *args)
+                           const struct forward_args *args, const struct linear_args *delta)
 {
     const struct backend *ops = m->device->ops;
+    const float *gain = m->final_gain, eps = m->arch.norm_eps;
     int hidden = m->arch.hidden, n_rows = args->n_rows;
-    bool are_apart = args->logits_row != NULL;
-    void *last = are_apart ? a->last : a->residual;
-    void *last_delta = are_apart ? a->wide : a->narrow; /* wide is free by now */
+    void *last_delta = a->wide; /* of rows apart: free by then */
     const struct linear_args lm_head = {
         .out = a->logits,
         .x = a->last_normed,
@@ -481,12 +473,14 @@ static void compute_logits(const struct model *m, struct activations *a,
         .n_rows = n_rows,
         .out_dtype = DTYPE_F32,
     };
-    if (are_apart) {
-        ops->gather(m->device, last, a->residual, args->logits_row, n_rows, hidden);
-        ops->gather(m->device, last_delta, a->narrow, args->logits_row, n_rows, hidden);
+    if (args->logits_row) {
+        ops->linear(m->device, delta);
+        ops->gather(m->device, a->last, a->residual, args->logits_row, n_rows, hidden);
+        ops->gather(m->device, last_delta, delta->out, args->logits_row, n_rows, hidden);
+        ops->add_rmsnorm(m->device, a->last_normed, a->last, last_delta, gain, n_rows, hidden, eps);
+    } else {
+        ops->linear_add_rmsnorm(m->device, a->last_normed, a->residual, delta, gain, eps);
     }
-    ops->add_rmsnorm(m->device, a->last_normed, last, last_delta, m->final_gain, n_rows, hidden,
-                     m->arch.norm_eps);
     ops->linear(m->device, &lm_head);
 }
 
@@ -495,22 +489,26 @@ void model_forward(const struct model *m, struct activations *a, const struct fo
     const struct backend *ops = m->device->ops;
     const float eps = m->arch.norm_eps;
     const int n = args->batch->n_tokens, hidden = m->arch.hidden;
+    struct linear_args down = {0}; /* of the layer before */
     assert(args->n_rows <= n);
 
     ops->embed(m->device, a->residual, &m->embed, args->batch->token, args->sampled, n);
     for (int i = 0; i < m->arch.n_layers; i++) {
         const struct model_layer *l = &m->layer[i];
-        const void *delta = i > 0 ? a->narrow : NULL; /* of the layer before */
         if (i == 0 || i == m->arch.window_first)
             plan_attention(m, a, args, i);
-        ops->add_rmsnorm(m->device, a->narrow, a->residual, delta, l->attn_gain, n, hidden, eps);
+        if (i == 0)
+            ops->add_rmsnorm(m->device, a->narrow, a->residual, NULL, l->attn_gain, n, hidden, eps);
+        else
+            ops->linear_add_rmsnorm(m->device, a->narrow, a->residual, &down, l->attn_gain, eps);
         attend(m, a, args, i);
-        project(m, a->wide, a->narrow, &l->o, l->o_bias, n);
-
-        ops->add_rmsnorm(m->device, a->narrow, a->residual, a->wide, l->mlp_gain, n, hidden, eps);
-        project(m, a->wide, a->narrow, &l->gate_up, l->gate_up_bias, n);
-        project(m, a->narrow, a->wide, &l->down, l->down_bias, n);
+        const struct linear_args o = projection(m, a->wide, a->narrow, &l->o, l->o_bias, n);
+        ops->linear_add_rmsnorm(m->device, a->narrow, a->residual, &o, l->mlp_gain, eps);
+        const struct linear_args gate_up =
+            projection(m, a->wide, a->narrow, &l->gate_up, l->gate_up_bias, n);
+        ops->linear(m->device, &gate_up);
+        down = projection(m, a->narrow, a->wide, &l->down, l->down_bias, n);
     }
     if (args->n_rows > 0)
-        compute_logits(m, a, args);
+        compute_logits(m, a, args, &down);
 }

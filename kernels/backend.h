@@ -284,6 +284,10 @@ struct backend {
     void (*add_rmsnorm)(struct device *device, void *out, void *residual, const void *delta,
                         const float *gain, int n_rows, int dim, float eps);
     void (*linear)(struct device *device, const struct linear_args *args);
+    /* The product, then add_rmsnorm with what it gave; delta->out may not hold that afterwards. It
+     * is of act_dtype and may be out. */
+    void (*linear_add_rmsnorm)(struct device *device, void *out, void *residual,
+                               const struct linear_args *delta, const float *gain, float eps);
     void (*rope_cache)(struct device *device, const struct rope_cache_args *args);
     /* What the attention of all layers of a step has in common, worked out once: kind, shape,
      * window and batch. Comes ahead of the rope_cache whose attention is the first with this

@@ -441,6 +441,49 @@ static void add_rmsnorm_adds_and_normalises(void **state)
     on_every_isa(check_norm);
 }
 
+/* out and residual, one after the other, of the product and the norm that adds it, in one operation
+ * or in two; the caller frees. */
+static float *add_product(struct product *p, struct device *device, bool in_one)
+{
+    size_t n = (size_t)p->n_rows * (size_t)p->n_out, bytes = n * sizeof(float);
+    float *first = random_floats(n, 2, 4);
+    void *residual = to_device(device, first, bytes), *out = device->ops->alloc(device, bytes);
+    struct linear_args args = {out, p->device_x, &p->weight, NULL, p->n_rows, DTYPE_F32};
+    if (in_one) {
+        device->ops->linear_add_rmsnorm(device, out, residual, &args, p->device_bias, 1e-6f);
+    } else {
+        device->ops->linear(device, &args);
+        device->ops->add_rmsnorm(device, out, residual, out, p->device_bias, p->n_rows, p->n_out,
+                                 1e-6f);
+    }
+    float *got = xmalloc(2 * bytes);
+    device->ops->download(device, got, out, bytes);
+    device->ops->download(device, got + n, residual, bytes);
+    device->ops->free(device, residual);
+    device->ops->free(device, out);
+    free(first);
+    return got;
+}
+
+static void check_added_product(struct device *device)
+{
+    struct product p = {7, 100, 172, .dtype = DTYPE_BF16};
+    reserve(device, p.n_rows, p.n_in);
+    product_init(&p, device, DTYPE_F32);
+    float *one = add_product(&p, device, true), *two = add_product(&p, device, false);
+    assert_same_bits(one, two, 2 * (size_t)p.n_rows * (size_t)p.n_out * sizeof(float),
+                     device->info.isa);
+    product_free(&p, device);
+    free(one);
+    free(two);
+}
+
+static void a_norm_adds_a_product_as_two_operations_do(void **state)
+{
+    (void)state;
+    on_every_isa(check_added_product);
+}
+
 /* ---- rope_cache ---- */
 
 enum { ROPE_TOKENS = 9, ROPE_BLOCKS = 5, ROPE_BLOCK = 3, ROPE_MAX_POSITION = 50 };
@@ -621,6 +664,7 @@ int main(void)
         cmocka_unit_test(gather_copies_the_named_rows),
         cmocka_unit_test(sum_words_adds_every_word_once),
         cmocka_unit_test(add_rmsnorm_adds_and_normalises),
+        cmocka_unit_test(a_norm_adds_a_product_as_two_operations_do),
         cmocka_unit_test(rope_cache_normalises_rotates_and_stores),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

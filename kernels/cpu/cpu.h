@@ -210,6 +210,8 @@ void cpu_embed(struct device *device, void *x, const struct weight *table, const
 void cpu_add_rmsnorm(struct device *device, void *out, void *residual, const void *delta,
                      const float *gain, int n_rows, int dim, float eps);
 void cpu_linear(struct device *device, const struct linear_args *args);
+void cpu_linear_add_rmsnorm(struct device *device, void *out, void *residual,
+                            const struct linear_args *delta, const float *gain, float eps);
 void cpu_rope_cache(struct device *device, const struct rope_cache_args *args);
 void cpu_attention_plan(struct device *device, const struct attention_args *args);
 void cpu_attention(struct device *device, const struct attention_args *args);

@@ -372,6 +372,7 @@ const struct backend backend_cpu = {
     .weight_free = cpu_weight_free,
     .embed = cpu_embed,
     .add_rmsnorm = cpu_add_rmsnorm,
+    .linear_add_rmsnorm = cpu_linear_add_rmsnorm,
     .linear = cpu_linear,
     .rope_cache = cpu_rope_cache,
     .attention_plan = cpu_attention_plan,

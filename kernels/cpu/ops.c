@@ -16,6 +16,14 @@ void cpu_add_rmsnorm(struct device *device, void *out, void *residual, const voi
     }
 }
 
+void cpu_linear_add_rmsnorm(struct device *device, void *out, void *residual,
+                            const struct linear_args *delta, const float *gain, float eps)
+{
+    cpu_linear(device, delta);
+    cpu_add_rmsnorm(device, out, residual, delta->out, gain, delta->n_rows, delta->weight->n_out,
+                    eps);
+}
+
 void cpu_rope_cache(struct device *device, const struct rope_cache_args *args)
 {
     const struct cpu_device *d = cpu_device(device);

@@ -259,6 +259,8 @@ void cuda_gather(struct device *device, void *out, const void *x, const int *row
 void cuda_add_rmsnorm(struct device *device, void *out, void *residual, const void *delta,
                       const float *gain, int n_rows, int dim, float eps);
 void cuda_linear(struct device *device, const struct linear_args *args);
+void cuda_linear_add_rmsnorm(struct device *device, void *out, void *residual,
+                             const struct linear_args *delta, const float *gain, float eps);
 void cuda_rope_cache(struct device *device, const struct rope_cache_args *args);
 void cuda_sample(struct device *device, const struct sample_args *args);
 void cuda_sum_words(struct device *device, uint32_t *sum, const void *memory, size_t bytes);
@@ -294,6 +296,11 @@ bool cuda_kernels_can_wait(void);
 struct rope_params; /* rope_cache.cuh */
 bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
                        const struct rope_params *heads);
+
+/* A product whose sums have parts, before these are added up: [CUDA_LINEAR_PARTS][n_rows][n_out]
+ * f32 in scratch memory, until the next product. NULL: nothing is done, linear() is the way. */
+#define CUDA_LINEAR_PARTS 2
+const float *cuda_linear_parts(struct cuda_device *d, const struct linear_args *args);
 
 /* A matrix is there (is about to go): linear.cu keeps the shapes that it will be asked for. */
 void cuda_linear_add_weight(struct cuda_device *d, const struct weight *w);

@@ -5,8 +5,13 @@
  * y^T = W x^T. Accumulation is f32; f32 matrices are multiplied without TF32.
  *
  * Which algorithm a product takes, linear_choose.cu decides once, before the first step. Shapes for
- * which the library has none whose rows do not depend on their number (odd sizes in 16-bit types)
- * take a plain kernel at the end of this file.
+ * which there is none whose rows do not depend on their number (odd sizes in 16-bit types) take a
+ * plain kernel at the end of this file.
+ *
+ * In a decode step a product with few rows of W has few tiles, each a long chain of products. On
+ * Hopper the sums of such shapes are those of two parts, at every number of rows. Up to 256 rows
+ * each part has tiles of its own, and the norm that follows adds the parts up; otherwise the
+ * product is that of linear_prefill.cu.
  *
  * Gated products are rounded to the type of x before they are gated, which silu_mul.cu does.
  */
@@ -79,11 +84,27 @@ void linear_layouts_init(struct linear_layouts *l, const struct cuda_device *d,
 
 /* ---- plans ---- */
 
-static void plan_init(struct plan *p, const struct product_shape *shape)
+/* 1024x2048 and 1024x3072 are narrow. What other shapes would gain has not been measured. */
+#define NARROW_ROWS    1024 /* of W, at most   */
+#define NARROW_COLUMNS 2048 /* of W, at least  */
+
+/* Parts of a product's columns: a function of its shape alone. */
+static int parts_of(const struct cuda_device *d, const struct product_shape *s)
+{
+    const int n = CUDA_LINEAR_PARTS;
+    bool is_narrow = s->n_out <= NARROW_ROWS && s->n_in >= NARROW_COLUMNS && !s->gated;
+    bool can = is_narrow && linear_decode_can(d, s->n_out, s->n_in, n, 1) &&
+               linear_prefill_can(d, s->n_out, s->n_in, n);
+    return can ? n : 1;
+}
+
+static void plan_init(struct plan *p, const struct cuda_device *d,
+                      const struct product_shape *shape)
 {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     *p = {};
     p->shape = *shape;
+    p->n_parts = parts_of(d, shape);
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA,
                                                 &transposed, sizeof(transposed)));
@@ -113,7 +134,7 @@ static struct plan *get_plan(struct cuda_device *d, const struct shape *shape, e
     if (!p) {
         array_reserve(&l->plan, &l->plan_capacity, l->n_plans + 1, sizeof(*l->plan));
         p = &l->plan[l->n_plans++];
-        plan_init(p, &s);
+        plan_init(p, d, &s);
     }
     return linear_choose(p, d, shape->data, n_ranges) == 0 ? p : NULL;
 }
@@ -246,7 +267,22 @@ static void add_bias(const struct cuda_device *d, const struct product_shape *s,
     CUDA_CHECK_LAUNCH();
 }
 
-static void multiply_own(const struct cuda_device *d, const struct plan *p, void *y,
+static void multiply_many(const struct cuda_device *d, const struct plan *p, void *y,
+                          const struct product *product, bool gated)
+{
+    const struct linear_prefill_args args = {.y = y,
+                                             .x = product->x,
+                                             .w = product->w,
+                                             .n_rows = product->n_rows,
+                                             .n_out = p->shape.n_out,
+                                             .n_in = p->shape.n_in,
+                                             .n_parts = p->n_parts,
+                                             .out_dtype = p->shape.out_dtype,
+                                             .gated = gated};
+    linear_prefill(d, &args);
+}
+
+static void multiply_few(const struct cuda_device *d, const struct plan *p, void *y,
                          const struct product *product, const struct algorithm *algo, bool gated)
 {
     const struct linear_decode_args args = {.y = y,
@@ -255,6 +291,7 @@ static void multiply_own(const struct cuda_device *d, const struct plan *p, void
                                             .n_rows = product->n_rows,
                                             .n_out = p->shape.n_out,
                                             .n_in = p->shape.n_in,
+                                            .n_parts = 1,
                                             .out_dtype = p->shape.out_dtype,
                                             .gated = gated,
                                             .heads = NULL,
@@ -283,15 +320,18 @@ static size_t gate_bytes(const struct cuda_device *d, const struct product_shape
 cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p,
                           const struct algorithm *algo, const struct product *product)
 {
-    bool own = !p->plain && algo->tile_rows > 0;
+    bool own = !p->plain && algo->kind != OF_LIBRARY;
     bool gate_apart = p->shape.gated && (!own || product->bias);
+    bool gated = p->shape.gated && !gate_apart;
     void *y = gate_apart ? d->gate_workspace : product->y;
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     assert(!gate_apart || gate_bytes(d, &p->shape, product->n_rows) <= d->gate_workspace_bytes);
     if (p->plain)
         multiply_plain(d, &p->shape, y, product);
-    else if (own)
-        multiply_own(d, p, y, product, algo, p->shape.gated && !gate_apart);
+    else if (algo->kind == OF_DECODE)
+        multiply_few(d, p, y, product, algo, gated);
+    else if (algo->kind == OF_PREFILL)
+        multiply_many(d, p, y, product, gated);
     else
         status = multiply_by_library(d, p, y, product, algo);
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -343,7 +383,8 @@ void cuda_linear(struct device *device, const struct linear_args *args)
 static bool takes_heads(const struct plan *p, int n_rows)
 {
     int range = linear_range_of(n_rows);
-    bool own = p->algo[range].tile_rows > 0 || (range > 0 && p->algo[range - 1].tile_rows > 0);
+    bool own =
+        p->algo[range].kind == OF_DECODE || (range > 0 && p->algo[range - 1].kind == OF_DECODE);
     return !p->plain && own && n_rows <= LINEAR_DECODE_MAX_ROWS;
 }
 
@@ -353,7 +394,8 @@ bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
     const struct weight *w = args->weight;
     const struct plan *p = need_plan(d, args, args->n_rows);
     assert(args->out == heads->qkv && args->n_rows == heads->n_tokens && !w->gated);
-    if (args->bias || !linear_decode_can_heads(heads) || !takes_heads(p, args->n_rows))
+    bool can = linear_decode_can_heads(heads) && p->n_parts == 1;
+    if (args->bias || !can || !takes_heads(p, args->n_rows))
         return false;
     const struct linear_decode_args decode = {.y = args->out,
                                               .x = args->x,
@@ -361,10 +403,52 @@ bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
                                               .n_rows = args->n_rows,
                                               .n_out = w->n_out,
                                               .n_in = w->n_in,
+                                              .n_parts = 1,
                                               .out_dtype = args->out_dtype,
                                               .gated = false,
                                               .heads = heads,
                                               .tile_rows = LINEAR_DECODE_HEADS_TILE};
     linear_decode(d, &decode);
     return true;
+}
+
+/* Rows of W that a block takes. Up to 64 rows of x, few of long parts, which the ring should hold;
+ * beyond, a part has tiles above one another, and few rows of W make more blocks
+ * than there are SMs. A layer with 1024x2048 and 1024x3072 takes 26.3 us at 60 rows with whole
+ * sums, 25.8 in parts with tiles of 64, 25.0 with these; 30.7, 29.7 and 28.2 at 128; 39.2, 38.6
+ * (tiles of 48: 41.3) and 38.6 at 256 (H200). */
+static int part_tile(int n_rows, int n_in)
+{
+    const int most_columns = 1024; /* of a part, beside tiles of 64 */
+    if (n_rows > 128)
+        return 64;
+    if (n_rows > 64)
+        return 48;
+    return n_in / CUDA_LINEAR_PARTS <= most_columns ? 64 : 32;
+}
+
+const float *cuda_linear_parts(struct cuda_device *d, const struct linear_args *args)
+{
+    const struct weight *w = args->weight;
+    float *sums = (float *)d->linear->workspace;
+    if (args->bias || args->n_rows > LINEAR_DECODE_MAX_ROWS || args->n_rows == 0)
+        return NULL;
+    const struct plan *p = need_plan(d, args, args->n_rows);
+    if (p->n_parts == 1 || p->plain)
+        return NULL;
+    assert((size_t)p->n_parts * LINEAR_DECODE_MAX_ROWS * NARROW_ROWS * sizeof(*sums) <=
+           LINEAR_WORKSPACE_BYTES);
+    const struct linear_decode_args decode = {.y = sums,
+                                              .x = args->x,
+                                              .w = w->data,
+                                              .n_rows = args->n_rows,
+                                              .n_out = w->n_out,
+                                              .n_in = w->n_in,
+                                              .n_parts = p->n_parts,
+                                              .out_dtype = args->out_dtype,
+                                              .gated = false,
+                                              .heads = NULL,
+                                              .tile_rows = part_tile(args->n_rows, w->n_in)};
+    linear_decode(d, &decode);
+    return sums;
 }

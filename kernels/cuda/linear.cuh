@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/linear_decode.cuh"
+#include "kernels/cuda/linear_prefill.cuh"
 
 #define LINEAR_WORKSPACE_BYTES ((size_t)32 << 20) /* what the library asks for on Hopper      */
 #define LINEAR_ALIGNMENT       16                 /* bytes, of x, W and y: callers promise it  */
@@ -17,9 +18,11 @@
  * takes 133 and the gates 36 us (H200). */
 #define LINEAR_GATE_ROWS 8192
 
-/* One of the library's, or a kernel of linear_decode.cu: with which tile_rows. */
+enum algorithm_kind { OF_LIBRARY, OF_DECODE, OF_PREFILL }; /* whose: or of which of our files */
+
 struct algorithm {
-    int tile_rows; /* 0: the library's */
+    enum algorithm_kind kind;
+    int tile_rows; /* OF_DECODE  */
     cublasLtMatmulAlgo_t library;
 };
 
@@ -32,8 +35,9 @@ struct product_shape {
 
 struct plan {
     struct product_shape shape;
-    int n_ranges; /* with an algorithm: those that reserve() asked for */
-    bool plain;   /* the library has no algorithm                      */
+    int n_ranges; /* with an algorithm: those that reserve() asked for  */
+    int n_parts;  /* chains of products that a sum is made of           */
+    bool plain;   /* no algorithm passes the self-check                 */
     cublasLtMatmulDesc_t product;
     struct algorithm algo[LINEAR_RANGES];
 };

@@ -7,8 +7,9 @@
  * bit for bit, those of the shape's standard algorithm, the one of the longest range. Up to 256
  * rows the kernel of linear_decode.cu, with tiles of several sizes, is among them: the library's
  * algorithms turned out to add in its order. A gated product is chosen with its gate, which is a
- * kernel of its own behind the library's. What is compared: rows that repeat with an odd period,
- * so that a row is also seen at many places of a tile.
+ * kernel of its own behind the library's. Sums in parts come from linear_prefill.cu alone. What is
+ * compared: rows that repeat with an odd period, so that a row is also seen at many places of a
+ * tile.
  */
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -56,11 +57,17 @@ static bool cuts_sums(const cublasLtMatmulAlgo_t *algo)
     return parts > 1;
 }
 
-/* Algorithms for n_rows, the fastest first by the library's estimate; returns how many. */
+/* Algorithms for n_rows, the fastest first by the library's estimate; returns how many. Sums in
+ * parts have one. */
 static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cuda_device *d,
                            const struct plan *p, int n_rows)
 {
     struct linear_layouts l;
+    if (p->n_parts > 1) {
+        out[0] = {};
+        out[0].kind = OF_PREFILL;
+        return 1;
+    }
     linear_layouts_init(&l, d, &p->shape, n_rows);
     cublasLtMatmulPreference_t preference;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
@@ -81,7 +88,7 @@ static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cu
         n_found = 0;
     for (int i = 0; i < n_found; i++) {
         if (found[i].state == CUBLAS_STATUS_SUCCESS && !cuts_sums(&found[i].algo))
-            out[n++] = (struct algorithm){.tile_rows = 0, .library = found[i].algo};
+            out[n++] = (struct algorithm){OF_LIBRARY, 0, found[i].algo};
     }
     return n;
 }
@@ -89,6 +96,7 @@ static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cu
 /* ---- the self-check ---- */
 
 static const int decode_tiles[] = LINEAR_DECODE_TILES;
+static const char *const kind_name[] = {"library", "decode", "prefill"};
 
 /* Algorithms of a range that are compared with each other. */
 #define MAX_CHOICES (LINEAR_RANGES + MAX_CANDIDATES + (int)ARRAY_LEN(decode_tiles))
@@ -240,7 +248,7 @@ static int tuned_rows(int range)
 
 static bool same_algorithm(const struct algorithm *a, const struct algorithm *b)
 {
-    return a->tile_rows == b->tile_rows &&
+    return a->kind == b->kind && a->tile_rows == b->tile_rows &&
            memcmp(&a->library, &b->library, sizeof(a->library)) == 0;
 }
 
@@ -351,8 +359,10 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
                            const struct algorithm *candidate, int n)
 {
     struct choices o = {};
-    if (linear_decode_can(d, p->shape.n_out, p->shape.n_in, range_end[range])) {
+    if (p->n_parts == 1 &&
+        linear_decode_can(d, p->shape.n_out, p->shape.n_in, 1, range_end[range])) {
         struct algorithm own = {};
+        own.kind = OF_DECODE;
         for (size_t i = 0; i < ARRAY_LEN(decode_tiles); i++) {
             own.tile_rows = decode_tiles[i];
             choices_add(&o, &own);
@@ -373,9 +383,10 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
         best = choices_fastest(&o);
     }
     p->algo[range] = o.algo[best];
-    log_debug("products of %d to %d rows with [%d, %d]: tiles of %d (0: the library's), %.1f us",
+    log_debug("products of %d to %d rows with [%d, %d]: %s, tiles of %d, %.1f us",
               first_rows(c, range), last_rows(c, range), p->shape.n_out, p->shape.n_in,
-              o.algo[best].tile_rows, (double)o.ms[best] * 1000 / N_RUNS);
+              kind_name[o.algo[best].kind], o.algo[best].tile_rows,
+              (double)o.ms[best] * 1000 / N_RUNS);
 }
 
 /* Whether a check of this range would repeat one that the algorithm has passed. */

@@ -4,9 +4,10 @@
  * starts copies of boxes of both into a ring of stages, PANELS panels of 64 columns in each, and
  * four warps multiply what has arrived, with rows of x as the 64 rows of their products. Where a
  * tile has fewer rows of x, the others are whatever else is in shared memory, and what becomes of
- * them is not stored. A tile has all columns, so nothing is left to be added up. Half of a tile's
- * rows of W may be those that go with the other half: gates with what they gate, elements of a head
- * with their partners. A thread then has both, and goes on with them before it stores.
+ * them is not stored. A tile has all columns, or those of a part where a sum has several: what the
+ * parts give is stored apart, and added up by whoever reads it. Half of a tile's rows of W may be
+ * those that go with the other half: gates with what they gate, elements of a head with their
+ * partners. A thread then has both, and goes on with them before it stores.
  *
  * The kernel may start while earlier ones end. W does not depend on them: as much of it as the ring
  * holds is copied at once, x after previous_kernel_wait(). What a short product takes then is the
@@ -24,6 +25,7 @@
 
 #define X_ROWS         64
 #define PANEL_COLUMNS  64  /* the most that swizzled boxes have */
+#define MAX_PANELS     4   /* of a stage                        */
 #define PANEL_ROW      128 /* bytes */
 #define TILE_ALIGNMENT 1024
 #define MAX_STAGES     32
@@ -37,7 +39,7 @@
 enum product_use { STORE, STORE_F32, STORE_GATED, STORE_HEADS };
 
 struct product_params {
-    void *y; /* [n_rows, n_columns], f32 or the type of x and W */
+    void *y; /* [n_parts, n_rows, n_columns], f32 or the type of x and W */
     int n_rows, n_columns;
     int n_chunks;     /* stages that a tile takes                               */
     int x_rows;       /* of a tile: 8, 16, 32 or X_ROWS                         */
@@ -100,6 +102,14 @@ static __device__ __forceinline__ void walk_next(struct walk *at, const struct p
 
 /* ---- copies ---- */
 
+/* The first panel of the next chunk. Each part has blocks of its own. */
+template <int PANELS>
+static __device__ __forceinline__ int next_panel(const struct walk *at,
+                                                 const struct product_params *p)
+{
+    return ((int)blockIdx.y * p->n_chunks + at->chunk) * PANELS;
+}
+
 template <int PANELS>
 static __device__ __forceinline__ void copy_w(const struct walk *at, const struct product_params *p,
                                               const struct stages *s, const CUtensorMap *map)
@@ -108,16 +118,16 @@ static __device__ __forceinline__ void copy_w(const struct walk *at, const struc
     copy_barrier_expect(arrived, s->bytes);
     copy_barrier_arrive(arrived);
     if (p->use >= STORE_GATED)
-        copy_panel_halves(to, map, at->column, at->chunk * PANELS, arrived);
+        copy_panel_halves(to, map, at->column, next_panel<PANELS>(at, p), arrived);
     else
-        copy_panels(to, map, at->column, at->chunk * PANELS, arrived);
+        copy_panels(to, map, at->column, next_panel<PANELS>(at, p), arrived);
 }
 
 template <int PANELS>
-static __device__ __forceinline__ void copy_x(const struct walk *at, const struct stages *s,
-                                              const CUtensorMap *map)
+static __device__ __forceinline__ void copy_x(const struct walk *at, const struct product_params *p,
+                                              const struct stages *s, const CUtensorMap *map)
 {
-    copy_panels(at->stage, map, at->row, at->chunk * PANELS, s->arrived + at->slot * 8);
+    copy_panels(at->stage, map, at->row, next_panel<PANELS>(at, p), s->arrived + at->slot * 8);
 }
 
 /* By one thread: all copies of a block. Those of W for the whole ring come before the wait. */
@@ -140,26 +150,28 @@ static __device__ __forceinline__ void copy_tiles(struct walk at, const struct p
             copy_barrier_wait(s->released + at.slot * 8, at.parity ^ 1);
             copy_w<PANELS>(&at, p, s, &maps->w);
         }
-        copy_x<PANELS>(&at, s, &maps->x);
+        copy_x<PANELS>(&at, p, s, &maps->x);
     }
 }
 
-/* ---- a thread's part of a tile of y ---- */
+/* ---- a thread's patch of a tile of y ---- */
 
-/* Its sums are c[i][2 half] and c[i][2 half + 1], in row + 8 half, column + 8 i and the next. */
-struct part {
+/* Its sums are c[i][2 half] and c[i][2 half + 1], in row + 8 half, column + 8 i and the next, with
+ * rows of all parts one below the other. */
+struct patch {
     int row, column, end_row;
 };
 
-static __device__ __forceinline__ struct part part_of(const struct walk *at,
-                                                      const struct product_params *p)
+static __device__ __forceinline__ struct patch patch_of(const struct walk *at,
+                                                        const struct product_params *p)
 {
     int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
-    return {at->row + warp * 16 + lane / 4, at->column + lane % 4 * 2,
-            min(at->row + p->x_rows, p->n_rows)};
+    int first = (int)blockIdx.y * p->n_rows;
+    return {first + at->row + warp * 16 + lane / 4, at->column + lane % 4 * 2,
+            first + min(at->row + p->x_rows, p->n_rows)};
 }
 
-static __device__ __forceinline__ bool is_inside(const struct part *t,
+static __device__ __forceinline__ bool is_inside(const struct patch *t,
                                                  const struct product_params *p, int half, int i)
 {
     return t->row + half * 8 < t->end_row && t->column + i * 8 < p->n_columns;
@@ -167,7 +179,7 @@ static __device__ __forceinline__ bool is_inside(const struct part *t,
 
 /* Where the two neighbours are in y. */
 template <typename Out>
-static __device__ __forceinline__ Out *place_of(const struct part *t,
+static __device__ __forceinline__ Out *place_of(const struct patch *t,
                                                 const struct product_params *p, int half, int i)
 {
     return (Out *)p->y + (size_t)(t->row + half * 8) * p->n_columns + t->column + i * 8;
@@ -208,7 +220,7 @@ static __device__ __forceinline__ void multiply_stage(float c[W_ROWS / 8][4], ui
 /* The first 8 TILES columns. */
 template <typename T, int TILES>
 static __device__ __forceinline__ void
-store_sums(const float c[TILES][4], const struct product_params *p, const struct part *t)
+store_sums(const float c[TILES][4], const struct product_params *p, const struct patch *t)
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -234,7 +246,7 @@ static __device__ __forceinline__ void multiply_tiles(struct walk at,
 {
     bool releases = threadIdx.x % CUDA_WARP == 0;
     while (at.tile < p->n_tiles) {
-        struct part t = part_of(&at, p);
+        struct patch t = patch_of(&at, p);
         const struct head_place h = {t.column / p->span, t.column % p->span, t.row, t.end_row};
         struct head_terms terms;
         if (HEADS)
@@ -359,7 +371,7 @@ static enum product_use use_of(const struct linear_decode_args *args)
         return STORE_HEADS;
     if (args->gated)
         return STORE_GATED;
-    return args->out_dtype == DTYPE_F32 ? STORE_F32 : STORE;
+    return args->n_parts > 1 || args->out_dtype == DTYPE_F32 ? STORE_F32 : STORE;
 }
 
 template <int W_ROWS, int PANELS>
@@ -370,7 +382,7 @@ static struct product_params make_params(const struct linear_decode_args *args)
     p.use = use_of(args);
     p.n_rows = args->n_rows;
     p.n_columns = args->gated ? args->n_out / 2 : args->n_out;
-    p.n_chunks = CEIL_DIV(args->n_in, PANELS * PANEL_COLUMNS);
+    p.n_chunks = CEIL_DIV(args->n_in / args->n_parts, PANELS * PANEL_COLUMNS);
     p.x_rows = tile_x_rows(args->n_rows);
     p.tile_columns = p.use >= STORE_GATED ? W_ROWS / 2 : W_ROWS;
     p.n_beside = 1;
@@ -398,7 +410,7 @@ template <typename T, int W_ROWS, int PANELS, bool HEADS>
 static void launch(const struct cuda_device *d, const struct linear_decode_args *args)
 {
     struct product_params p = make_params<W_ROWS, PANELS>(args);
-    int n_blocks = MIN(p.n_tiles, d->n_sms / p.n_beside * p.n_beside);
+    int n_blocks = MIN(p.n_tiles, d->n_sms / args->n_parts / p.n_beside * p.n_beside);
     int stage = PANELS * (p.x_rows + W_ROWS) * PANEL_ROW;
     /* Products of x_rows < X_ROWS read beyond the last stage. */
     int fixed = TILE_ALIGNMENT + (X_ROWS - p.x_rows) * PANEL_ROW;
@@ -409,15 +421,15 @@ static void launch(const struct cuda_device *d, const struct linear_decode_args 
     map_panels(&maps.x, args->x, args->n_rows, args->n_in, p.x_rows, PANELS);
     map_w(&maps.w, args, W_ROWS, PANELS);
     cuda_launch_early_clusters(d, linear_decode_kernel<T, W_ROWS, PANELS, HEADS>,
-                               dim3((unsigned)n_blocks), p.n_beside, BLOCK_THREADS,
-                               fixed + p.n_stages * stage, p, maps);
+                               dim3((unsigned)n_blocks, (unsigned)args->n_parts), p.n_beside,
+                               BLOCK_THREADS, fixed + p.n_stages * stage, p, maps);
 }
 
-/* Longer stages have fewer waits, but six of them should fit. */
+/* Longer stages have fewer waits, but six of them should fit, or all that a part has. */
 template <typename T, int W_ROWS, bool HEADS = false>
 static void launch_panels(const struct cuda_device *d, const struct linear_decode_args *args)
 {
-    if (tile_x_rows(args->n_rows) + W_ROWS <= 80)
+    if (args->n_parts > 1 || tile_x_rows(args->n_rows) + W_ROWS <= 80)
         launch<T, W_ROWS, 4, HEADS>(d, args);
     else
         launch<T, W_ROWS, 2, HEADS>(d, args);
@@ -435,14 +447,17 @@ static void launch_tiles(const struct cuda_device *d, const struct linear_decode
     case 32: return launch_panels<T, 32>(d, args);
     case 48: return launch_panels<T, 48>(d, args);
     case 64: return launch_panels<T, 64>(d, args);
-    default: assert(args->tile_rows == 96); return launch<T, 96, 2, false>(d, args);
+    default:
+        assert(args->tile_rows == 96 && args->n_parts == 1);
+        return launch<T, 96, 2, false>(d, args);
     }
 }
 
-bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_rows)
+bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_parts, int n_rows)
 {
+    int unit = n_parts > 1 ? n_parts * MAX_PANELS * PANEL_COLUMNS : PANEL_COLUMNS;
     return cuda_has_warp_groups(d) && d->base.act_dtype != DTYPE_F32 &&
-           n_rows <= LINEAR_DECODE_MAX_ROWS && n_out % 8 == 0 && n_in % PANEL_COLUMNS == 0;
+           n_rows <= LINEAR_DECODE_MAX_ROWS && n_out % 8 == 0 && n_in % unit == 0;
 }
 
 bool linear_decode_can_heads(const struct rope_params *heads)
@@ -452,7 +467,8 @@ bool linear_decode_can_heads(const struct rope_params *heads)
 
 void linear_decode(const struct cuda_device *d, const struct linear_decode_args *args)
 {
-    assert(linear_decode_can(d, args->n_out, args->n_in, args->n_rows));
+    assert(linear_decode_can(d, args->n_out, args->n_in, args->n_parts, args->n_rows));
+    assert(args->n_parts == 1 || (!args->gated && !args->heads));
     if (d->base.act_dtype == DTYPE_BF16)
         launch_tiles<__nv_bfloat16>(d, args);
     else

@@ -21,6 +21,7 @@ extern "C" __attribute__((visibility("default"))) const struct backend backend_c
     .embed = cuda_embed,
     .add_rmsnorm = cuda_add_rmsnorm,
     .linear = cuda_linear,
+    .linear_add_rmsnorm = cuda_linear_add_rmsnorm,
     .rope_cache = cuda_rope_cache,
     .attention_plan = cuda_attention_plan,
     .attention = cuda_attention,

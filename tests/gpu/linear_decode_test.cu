@@ -2,11 +2,11 @@
  *
  *   linear_decode_test [--small]
  *
- * The definition: one chain of 16-column products of the tensor cores per element of y, in a kernel
- * that does no more than that. It is compared with double precision, linear_decode() with it: for
- * every use of the sums, for rows of x as they are and normalised (by norm.cu before the chain),
- * for every size of a tile and for numbers of rows around those of a tile, into memory with a row
- * more than there are, which stays as it is. Launches of several sizes follow one another without a
+ * The definition: for each part of the columns one chain of 16-column products of the tensor cores
+ * per element of y, and their sum in order, in a kernel that does no more than that. It is compared
+ * with double precision, linear_decode() with it: for every use of the sums, for every size of a
+ * tile and for numbers of rows around those of a tile, into memory with a row more than there are,
+ * which stays as it is. Launches of several sizes follow one another without a
  * wait. Prints a line per case; the exit code is 1 when any case fails. --small, for
  * compute-sanitizer: fewer numbers of rows.
  */
@@ -28,16 +28,18 @@ static const int all_rows[] = {1, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 127, 128,
 static const int few_rows[] = {1, 9, 65};
 
 /* Odd numbers of panels, a single one, and rows that do not fill a tile. */
-static const struct {
-    int n_out, n_in;
-} shapes[] = {{8, 64}, {104, 192}, {144, 192}, {1000, 320}, {520, 1024}, {1024, 3072}, {6144, 128}};
+static const struct shape {
+    int n_out, n_in, n_parts;
+} shapes[] = {{8, 64, 1},     {104, 192, 1},   {144, 192, 1},   {1000, 320, 1},
+              {520, 1024, 1}, {1024, 3072, 1}, {6144, 128, 1},  {8, 512, 2},
+              {104, 1536, 2}, {520, 1024, 4},  {1024, 2048, 2}, {1024, 3072, 2}};
 
 /* What becomes of the sums. */
-enum use { STORED, STORED_F32, GATED };
+enum use { STORED, STORED_F32, GATED, PARTS };
 
 struct arrays {
     char *x, *w, *y;
-    float *chain, *error;
+    float *chain, *error; /* chain: [n_parts][n_rows, n_out], then their sum */
     int *n_wrong;
 };
 
@@ -58,16 +60,17 @@ static __device__ uint32_t load_two(const T *rows, int row, int n_rows, int colu
     return row < n_rows ? *(const uint32_t *)(rows + (size_t)row * n_columns + column) : 0;
 }
 
-/* A warp takes 16 rows of x and 8 of w. grid: (n_out / 8, n_rows / 16), rounded up */
+/* A warp takes 16 rows of x and 8 of w, and n_k columns from `first` on.
+ * grid: (n_out / 8, n_rows / 16), rounded up */
 template <typename T>
 static __global__ void chain_kernel(float *y, const T *x, const T *w, int n_rows, int n_out,
-                                    int n_in)
+                                    int n_in, int first, int n_k)
 {
 #if PTX_AMPERE
     int row = blockIdx.y * 16 + threadIdx.x / 4, pair = threadIdx.x % 4 * 2;
     int w_row = blockIdx.x * 8 + threadIdx.x / 4, column = blockIdx.x * 8 + pair;
     float c[4] = {};
-    for (int k = pair; k < n_in; k += 16) {
+    for (int k = first + pair; k < first + n_k; k += 16) {
         const uint32_t a[] = {
             load_two(x, row, n_rows, k, n_in), load_two(x, row + 8, n_rows, k, n_in),
             load_two(x, row, n_rows, k + 8, n_in), load_two(x, row + 8, n_rows, k + 8, n_in)};
@@ -79,6 +82,18 @@ static __global__ void chain_kernel(float *y, const T *x, const T *w, int n_rows
             y[(size_t)(row + i / 2 * 8) * n_out + column + i % 2] = c[i];
     }
 #endif
+}
+
+/* sum: [n], part: [n_parts][n] */
+static __global__ void add_parts_kernel(float *sum, const float *part, int n_parts, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n)
+        return;
+    float total = part[i];
+    for (int p = 1; p < n_parts; p++)
+        total += part[p * n + i];
+    sum[i] = total;
 }
 
 /* The error of an element against the sum of its magnitudes, in double precision. */
@@ -133,20 +148,29 @@ static unsigned blocks_of(size_t n)
     return (unsigned)CEIL_DIV(n, (size_t)256);
 }
 
-template <typename T, typename Out>
-static void check_tiles(const struct cuda_device *d, const struct arrays *a, int n_rows, int n_out,
-                        int n_in, enum use use)
+/* The sums of all rows, behind those of each part. */
+static float *total_of(const struct arrays *a, const struct shape *s, int n_rows)
 {
-    int n_columns = use == GATED ? n_out / 2 : n_out;
-    size_t n = (size_t)n_rows * (size_t)n_columns, bytes = (n + (size_t)n_columns) * sizeof(Out);
-    for (size_t i = 0; i < ARRAY_LEN(tile_rows); i++) {
+    return a->chain + (size_t)s->n_parts * (size_t)n_rows * (size_t)s->n_out;
+}
+
+template <typename T, typename Out>
+static void check_tiles(const struct cuda_device *d, const struct arrays *a, int n_rows,
+                        const struct shape *s, enum use use)
+{
+    int n_columns = use == GATED ? s->n_out / 2 : s->n_out;
+    size_t n = (size_t)n_rows * (size_t)n_columns * (size_t)(use == PARTS ? s->n_parts : 1);
+    size_t bytes = (n + (size_t)n_columns) * sizeof(Out);
+    const float *right = use == PARTS ? a->chain : total_of(a, s, n_rows);
+    for (size_t i = 0; i < ARRAY_LEN(tile_rows) && (use != PARTS || tile_rows[i] < 96); i++) {
         const struct linear_decode_args args = {
             .y = a->y,
             .x = a->x,
             .w = a->w,
             .n_rows = n_rows,
-            .n_out = n_out,
-            .n_in = n_in,
+            .n_out = s->n_out,
+            .n_in = s->n_in,
+            .n_parts = s->n_parts,
             .out_dtype = use == STORED_F32 ? DTYPE_F32 : d->base.act_dtype,
             .gated = use == GATED,
             .heads = NULL,
@@ -156,22 +180,25 @@ static void check_tiles(const struct cuda_device *d, const struct arrays *a, int
         linear_decode(d, &args);
         linear_decode(d, &args);
         compare_kernel<T><<<blocks_of(n + (size_t)n_columns), 256, 0, d->stream>>>(
-            a->n_wrong, (const Out *)a->y, a->chain, n, n_columns, use == GATED);
+            a->n_wrong, (const Out *)a->y, right, n, n_columns, use == GATED);
         CUDA_CHECK_LAUNCH();
     }
 }
 
 /* The largest error of the chain itself. */
 template <typename T>
-static float make_chain(const struct cuda_device *d, const struct arrays *a, int n_rows, int n_out,
-                        int n_in)
+static float make_chain(const struct cuda_device *d, const struct arrays *a, int n_rows,
+                        const struct shape *s)
 {
-    dim3 grid((unsigned)(n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
-    size_t n = (size_t)n_rows * (size_t)n_out;
-    chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain, (const T *)a->x, (const T *)a->w,
-                                                    n_rows, n_out, n_in);
-    error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, a->chain, (const T *)a->x,
-                                                      (const T *)a->w, n_out, n_in, n);
+    dim3 grid((unsigned)(s->n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
+    size_t n = (size_t)n_rows * (size_t)s->n_out;
+    const T *x = (const T *)a->x, *w = (const T *)a->w;
+    float *total = total_of(a, s, n_rows);
+    for (int p = 0, n_k = s->n_in / s->n_parts; p < s->n_parts; p++)
+        chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain + (size_t)p * n, x, w, n_rows,
+                                                        s->n_out, s->n_in, p * n_k, n_k);
+    add_parts_kernel<<<blocks_of(n), 256, 0, d->stream>>>(total, a->chain, s->n_parts, n);
+    error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, total, x, w, s->n_out, s->n_in, n);
     CUDA_CHECK_LAUNCH();
     float *error = (float *)malloc(n * sizeof(float)), largest = 0;
     CUDA_CHECK(cudaStreamSynchronize(d->stream));
@@ -184,24 +211,30 @@ static float make_chain(const struct cuda_device *d, const struct arrays *a, int
 
 /* All uses for some rows; the largest error of the chain. */
 template <typename T>
-static float check_rows(const struct cuda_device *d, const struct arrays *a, int n_rows, int n_out,
-                        int n_in)
+static float check_rows(const struct cuda_device *d, const struct arrays *a, int n_rows,
+                        const struct shape *s)
 {
-    float error = make_chain<T>(d, a, n_rows, n_out, n_in);
-    check_tiles<T, T>(d, a, n_rows, n_out, n_in, STORED);
-    check_tiles<T, float>(d, a, n_rows, n_out, n_in, STORED_F32);
-    check_tiles<T, T>(d, a, n_rows, n_out, n_in, GATED);
+    float error = make_chain<T>(d, a, n_rows, s);
+    if (s->n_parts > 1) {
+        check_tiles<T, float>(d, a, n_rows, s, PARTS);
+        return error;
+    }
+    check_tiles<T, T>(d, a, n_rows, s, STORED);
+    check_tiles<T, float>(d, a, n_rows, s, STORED_F32);
+    check_tiles<T, T>(d, a, n_rows, s, GATED);
     return error;
 }
 
 template <typename T>
-static bool check_shape(const struct cuda_device *d, int n_out, int n_in, const int *rows, int n)
+static bool check_shape(const struct cuda_device *d, const struct shape *s, const int *rows, int n)
 {
-    size_t max_rows = LINEAR_DECODE_MAX_ROWS, n_x = max_rows * (size_t)n_in;
-    size_t n_w = (size_t)n_out * (size_t)n_in, n_y = (max_rows + 1) * (size_t)n_out;
+    size_t max_rows = LINEAR_DECODE_MAX_ROWS, n_x = max_rows * (size_t)s->n_in;
+    size_t n_w = (size_t)s->n_out * (size_t)s->n_in;
+    size_t n_y = ((size_t)s->n_parts * max_rows + 1) * (size_t)s->n_out;
+    size_t n_chain = (size_t)(s->n_parts + 1) * max_rows * (size_t)s->n_out;
     struct arrays a = {
         (char *)gpu_alloc(n_x * sizeof(T)),      (char *)gpu_alloc(n_w * sizeof(T)),
-        (char *)gpu_alloc(n_y * sizeof(float)),  (float *)gpu_alloc(n_y * sizeof(float)),
+        (char *)gpu_alloc(n_y * sizeof(float)),  (float *)gpu_alloc(n_chain * sizeof(float)),
         (float *)gpu_alloc(n_y * sizeof(float)), (int *)gpu_alloc(sizeof(int))};
     CUDA_CHECK(cudaMemset(a.n_wrong, 0, sizeof(int)));
     fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, 1);
@@ -209,12 +242,12 @@ static bool check_shape(const struct cuda_device *d, int n_out, int n_in, const 
     float error = 0;
     int n_wrong;
     for (int i = 0; i < n; i++)
-        error = fmaxf(error, check_rows<T>(d, &a, rows[i], n_out, n_in));
+        error = fmaxf(error, check_rows<T>(d, &a, rows[i], s));
     CUDA_CHECK(cudaStreamSynchronize(d->stream));
     CUDA_CHECK(cudaMemcpy(&n_wrong, a.n_wrong, sizeof(int), cudaMemcpyDeviceToHost));
     bool good = n_wrong == 0 && error < MAX_ERROR;
-    printf("%-4s %s %dx%d: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
-           dtype_name(d->base.act_dtype), n_out, n_in, n_wrong, error);
+    printf("%-4s %s %dx%d in %d parts: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
+           dtype_name(d->base.act_dtype), s->n_out, s->n_in, s->n_parts, n_wrong, error);
     fflush(stdout);
     void *const memory[] = {a.x, a.w, a.y, a.chain, a.error, a.n_wrong};
     for (size_t i = 0; i < ARRAY_LEN(memory); i++)
@@ -324,6 +357,7 @@ static void run_heads(struct cuda_device *d, const struct heads_arrays *a, size_
         .n_rows = n_rows,
         .n_out = (N_HEADS + 2 * N_KV_HEADS) * head_cases[c].head_dim,
         .n_in = head_cases[c].n_in,
+        .n_parts = 1,
         .out_dtype = d->base.act_dtype,
         .gated = false,
         .heads = which == 1 ? &params : NULL,
@@ -385,15 +419,15 @@ int main(int argc, char **argv)
     struct cuda_device d;
     attention_device_open(&d, DTYPE_BF16);
     d.overlaps = cuda_kernels_can_wait();
-    if (!linear_decode_can(&d, 8, 64, 1)) {
+    if (!linear_decode_can(&d, 8, 64, 1, 1)) {
         printf("skipped: the GPU is not of compute capability 9.0\n");
         return 0;
     }
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
         d.base.act_dtype = DTYPE_BF16;
-        n_failed += !check_shape<__nv_bfloat16>(&d, shapes[i].n_out, shapes[i].n_in, rows, n);
+        n_failed += !check_shape<__nv_bfloat16>(&d, &shapes[i], rows, n);
         d.base.act_dtype = DTYPE_F16;
-        n_failed += !check_shape<__half>(&d, shapes[i].n_out, shapes[i].n_in, rows, n);
+        n_failed += !check_shape<__half>(&d, &shapes[i], rows, n);
     }
     for (size_t c = 0; c < ARRAY_LEN(head_cases); c++) {
         d.base.act_dtype = DTYPE_BF16;

@@ -123,6 +123,70 @@ static void check_gated_product(struct device *device, const int shape[3], bool 
     free(got);
 }
 
+/* The norm of residual + product, then the sum itself, in one operation or in two; the caller
+ * frees. product: of act_dtype, what it gives not yet there */
+static char *add_product(struct device *device, struct linear_args product, const float *residual,
+                         const float *gain, bool in_one)
+{
+    int n_rows = product.n_rows, dim = product.weight->n_out;
+    size_t n = (size_t)n_rows * (size_t)dim, bytes = n * dtype_bytes(device->act_dtype);
+    void *sum = to_device_as(device, device->act_dtype, residual, n);
+    void *out = product.out = device->ops->alloc(device, bytes);
+    if (in_one) {
+        device->ops->linear_add_rmsnorm(device, out, sum, &product, gain, 1e-6f);
+    } else {
+        device->ops->linear(device, &product);
+        device->ops->add_rmsnorm(device, out, sum, out, gain, n_rows, dim, 1e-6f);
+    }
+    char *got = xmalloc(2 * bytes);
+    device->ops->download(device, got, out, bytes);
+    device->ops->download(device, got + bytes, sum, bytes);
+    device->ops->free(device, sum);
+    device->ops->free(device, out);
+    return got;
+}
+
+/* shape: {n_rows, n_out, n_in} */
+static void check_added_product(struct device *device, const int shape[3], bool with_bias)
+{
+    enum dtype act = device->act_dtype;
+    size_t n_x = (size_t)shape[0] * (size_t)shape[2], n_w = (size_t)shape[1] * (size_t)shape[2];
+    size_t n_out = (size_t)shape[1], n = (size_t)shape[0] * n_out;
+    float *x = random_of(act, n_x, 1, 1), *w = random_of(act, n_w, 0.1f, 2);
+    float *residual = random_of(act, n, 2, 3), *factors = random_floats(n_out, 1.5f, 4);
+    struct weight weight = load_weight(device, w, shape[1], shape[2], act, false);
+    reserve(device, shape[0], 1, 7);
+    void *device_x = to_device_as(device, act, x, n_x);
+    float *gain = to_device(device, factors, n_out * sizeof(float));
+    const struct linear_args product = {NULL,     device_x, &weight, with_bias ? gain : NULL,
+                                        shape[0], act};
+    char *one = add_product(device, product, residual, gain, true);
+    char *two = add_product(device, product, residual, gain, false);
+    assert_same_bits(one, two, 2 * n * dtype_bytes(act), "a product that a norm adds");
+    device->ops->free(device, device_x);
+    device->ops->free(device, gain);
+    device->ops->weight_free(device, &weight);
+    void *const memory[] = {x, w, residual, factors, one, two};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        free(memory[i]);
+}
+
+static void a_norm_adds_a_product_as_two_operations_do(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1, 1024, 2048},   {60, 1024, 2048},  {65, 1024, 3072},
+                                    {193, 1024, 2048}, {300, 1024, 2048}, {3, 512, 4096},
+                                    {17, 344, 64},     {3, 172, 64}};
+    for (enum dtype act = 0; act < DTYPE_N; act++) {
+        struct device *device = open_gpu(act);
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+            check_added_product(device, shapes[i], false);
+            check_added_product(device, shapes[i], true);
+        }
+        device->ops->close(device);
+    }
+}
+
 static void a_gated_product_is_that_of_its_halves(void **state)
 {
     (void)state;
@@ -308,6 +372,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_is_the_product_for_every_shape_and_type),
         cmocka_unit_test(a_gated_product_is_that_of_its_halves),
+        cmocka_unit_test(a_norm_adds_a_product_as_two_operations_do),
         cmocka_unit_test(a_recorded_step_does_what_the_direct_one_does),
         cmocka_unit_test(a_row_of_linear_does_not_depend_on_the_number_of_rows),
     };
