@@ -75,7 +75,7 @@ part_tests()
         grep -E '^\[  FAILED|ERROR|SKIPPED' "$OUT/$program.log" | head -n 8
     done
     unset QUIRE_TEST_DEVICE
-    for program in device_test ops_test linear_test attention_test linear_decode_test; do
+    for program in device_test ops_test linear_test attention_test linear_decode_test linear_prefill_test; do
         ./$program >"$OUT/$program.log" 2>&1
         check $program $?
     done
@@ -192,6 +192,7 @@ part_sanitize()
     for tool in memcheck racecheck; do
         sanitize $tool attention_test --small
         sanitize $tool linear_decode_test --small
+        [ $tool = memcheck ] && sanitize $tool linear_prefill_test --small
         sanitize $tool ops_test --small
         [ $tool = memcheck ] && sanitize $tool linear_test --small
         sanitize $tool device_test

@@ -16,8 +16,8 @@
 #include "kernels/cuda/silu_mul.cuh"
 
 #include "tests/gpu/attention_device.cuh"
+#include "tests/gpu/product_sums.cuh"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -42,111 +42,6 @@ struct arrays {
     float *chain, *error; /* chain: [n_parts][n_rows, n_out], then their sum */
     int *n_wrong;
 };
-
-template <typename T> static __global__ void fill_kernel(T *x, size_t n, uint32_t seed)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    uint32_t h = ((uint32_t)i + seed) * 0x9E3779B1u;
-    h = (h ^ h >> 15) * 0x2C1B3C6Du;
-    h = (h ^ h >> 12) * 0x297A2D39u;
-    if (i < n)
-        x[i] = from_float<T>((float)(int32_t)(h ^ h >> 15) * 0x1p-31f);
-}
-
-/* Two neighbours of a row, zeros where there is no such row. */
-template <typename T>
-static __device__ uint32_t load_two(const T *rows, int row, int n_rows, int column, int n_columns)
-{
-    return row < n_rows ? *(const uint32_t *)(rows + (size_t)row * n_columns + column) : 0;
-}
-
-/* A warp takes 16 rows of x and 8 of w, and n_k columns from `first` on.
- * grid: (n_out / 8, n_rows / 16), rounded up */
-template <typename T>
-static __global__ void chain_kernel(float *y, const T *x, const T *w, int n_rows, int n_out,
-                                    int n_in, int first, int n_k)
-{
-#if PTX_AMPERE
-    int row = blockIdx.y * 16 + threadIdx.x / 4, pair = threadIdx.x % 4 * 2;
-    int w_row = blockIdx.x * 8 + threadIdx.x / 4, column = blockIdx.x * 8 + pair;
-    float c[4] = {};
-    for (int k = first + pair; k < first + n_k; k += 16) {
-        const uint32_t a[] = {
-            load_two(x, row, n_rows, k, n_in), load_two(x, row + 8, n_rows, k, n_in),
-            load_two(x, row, n_rows, k + 8, n_in), load_two(x, row + 8, n_rows, k + 8, n_in)};
-        multiply_16x8x16(c, a, load_two(w, w_row, n_out, k, n_in),
-                         load_two(w, w_row, n_out, k + 8, n_in), T());
-    }
-    for (int i = 0; i < 4; i++) {
-        if (row + i / 2 * 8 < n_rows)
-            y[(size_t)(row + i / 2 * 8) * n_out + column + i % 2] = c[i];
-    }
-#endif
-}
-
-/* sum: [n], part: [n_parts][n] */
-static __global__ void add_parts_kernel(float *sum, const float *part, int n_parts, size_t n)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n)
-        return;
-    float total = part[i];
-    for (int p = 1; p < n_parts; p++)
-        total += part[p * n + i];
-    sum[i] = total;
-}
-
-/* The error of an element against the sum of its magnitudes, in double precision. */
-template <typename T>
-static __global__ void error_kernel(float *error, const float *y, const T *x, const T *w, int n_out,
-                                    int n_in, size_t n)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n)
-        return;
-    double sum = 0, magnitude = 0;
-    for (int k = 0; k < n_in; k++) {
-        double product =
-            (double)to_float(x[i / n_out * n_in + k]) * to_float(w[i % n_out * n_in + k]);
-        sum += product;
-        magnitude += fabs(product);
-    }
-    error[i] = (float)(fabs(sum - y[i]) / magnitude);
-}
-
-/* y as it should be. */
-template <typename T, typename Out>
-static __device__ Out expected(const float *chain, size_t i, int n_columns, bool gated)
-{
-    size_t gate = i / n_columns * 2 * n_columns + i % n_columns;
-    if (!gated)
-        return from_float<Out>(chain[i]);
-    return from_float<Out>(
-        silu_mul(from_float<T>(chain[gate]), from_float<T>(chain[gate + n_columns])));
-}
-
-/* n elements, then a row of all ones. */
-template <typename T, typename Out>
-static __global__ void compare_kernel(int *n_wrong, const Out *y, const float *chain, size_t n,
-                                      int n_columns, bool gated)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n + n_columns)
-        return;
-    Out right = {};
-    if (i < n)
-        right = expected<T, Out>(chain, i, n_columns, gated);
-    const unsigned char *got = (const unsigned char *)(y + i);
-    for (size_t b = 0; b < sizeof(Out); b++) {
-        if (got[b] != (i < n ? ((const unsigned char *)&right)[b] : 0xFF))
-            atomicAdd(n_wrong, 1);
-    }
-}
-
-static unsigned blocks_of(size_t n)
-{
-    return (unsigned)CEIL_DIV(n, (size_t)256);
-}
 
 /* The sums of all rows, behind those of each part. */
 static float *total_of(const struct arrays *a, const struct shape *s, int n_rows)
