@@ -96,7 +96,8 @@ static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cu
         n_found = 0;
     for (int i = 0; i < n_found && n < MAX_CANDIDATES; i++) {
         if (found[i].state == CUBLAS_STATUS_SUCCESS && !cuts_sums(&found[i].algo))
-            out[n++] = (struct algorithm){OF_LIBRARY, 0, found[i].algo};
+            out[n++] =
+                (struct algorithm){.kind = OF_LIBRARY, .tile_rows = 0, .library = found[i].algo};
     }
     return n;
 }
