@@ -124,10 +124,9 @@ static struct attention_params make_params(const struct cuda_device *d,
     p.block_elements = (size_t)s->n_kv_heads * s->block_size * s->head_dim;
     p.heads_per_kv = s->n_heads / s->n_kv_heads;
     p.window = args->window > 0 ? args->window : INT_MAX / 2;
-    const float log2_e = 1.4426950408889634f;
     bool capped = args->softcap > 0;
-    p.scale_log2 = (capped ? args->softcap : args->scale) * log2_e;
-    p.slope = capped ? 2 * args->scale / args->softcap * log2_e : 0;
+    p.scale_log2 = (capped ? args->softcap : args->scale) * 1.4426950408889634f; /* log2(e) */
+    p.slope = capped ? 2 * args->scale / args->softcap : 0;
     p.act_dtype = d->base.act_dtype;
     p.kv_dtype = s->kv_dtype;
     place_scratch(&p, d, s);

@@ -58,7 +58,7 @@ struct attention_params {
     int heads_per_kv;      /* query heads that share a KV head                            */
     int window;            /* keys that a row sees; INT_MAX / 2: all up to its own        */
     float scale_log2;      /* of scores, as powers of two; with a soft-cap, which is that, of   */
-    float slope;           /* of the soft-cap, see cap_score(); 0: none                   */
+    float slope;           /* tanh(slope score / 2); 0: no soft-cap                       */
     enum dtype act_dtype, kv_dtype;
     struct attention_counters *counters;
     struct attention_plan *plan; /* of the step's decodes: for the kernels with tiles */
@@ -122,14 +122,27 @@ size_t attention_eager_scratch(const struct cuda_device *d, int max_kv_len);
 
 /* ---- the soft-cap --------------------------------------------------------------------------- */
 
-/* tanh(x) = 1 - 2 / (1 + e^2x), the soft-cap up to its factor, which is in scale_log2: e^2x is
- * 2^(slope score), whose overflow to infinity and underflow to zero give 1 and -1. The error stays
- * below 4e-7, which a cap of 50 makes 2e-5 of a score; numerators are rounded twenty times as
- * coarsely. Every operation is named, so that all kernels compile it to the same bits. */
+/* tanh(slope score / 2), the soft-cap up to its factor, which is in scale_log2. With y = |slope
+ * score| it is (e^y - 1) / (e^y + 1) with the sign of the score; from y = 20 on 1. e^y = 2^n (1 +
+ * p): y = n ln 2 + r, |r| <= ln 2 / 2, p = e^r - 1 = r + r^2 q(r) with q interpolated at the
+ * Chebyshev nodes; the numerator 2^n p + (2^n - 1) keeps the digits of a small y. Relative error
+ * below 2^-21.7. Every operation is named, so that all kernels compile it to the same bits. */
 static __device__ __forceinline__ float cap_score(float score, float slope)
 {
-    float power = exp2_approx(__fmul_rn(score, slope));
-    return __fmaf_rn(-2, reciprocal_approx(__fadd_rn(power, 1)), 1);
+    const float round_magic = 0x1.8p23f; /* adding it leaves round(x) in the low bits */
+    float y = fabsf(__fmul_rn(score, slope));
+    y = y > 20 ? 20 : y; /* a NaN stays one */
+    float shifted = __fmaf_rn(y, 0x1.715476p+0f, round_magic);
+    float n = __fadd_rn(shifted, -round_magic);
+    float r = __fmaf_rn(n, -0x1.7f7d1cp-20f, __fmaf_rn(n, -0x1.62e4p-1f, y));
+    float q = __fmaf_rn(0x1.6d113cp-10f, r, 0x1.120ba2p-7f);
+    q = __fmaf_rn(q, r, 0x1.55551ap-5f);
+    q = __fmaf_rn(q, r, 0x1.5554dcp-3f);
+    q = __fmaf_rn(q, r, 0.5f);
+    float p = __fmaf_rn(__fmul_rn(r, r), q, r);
+    float power = __uint_as_float((__float_as_uint(shifted) << 23) + (127u << 23));
+    float e = __fmaf_rn(power, p, __fadd_rn(power, -1));
+    return copysignf(__fmul_rn(e, reciprocal_approx(__fadd_rn(e, 2))), score);
 }
 
 /* N 16x8 tiles of scores. */
