@@ -363,7 +363,8 @@ static int choices_fastest(const struct choices *o)
 
 /* Up to 512 rows the library's first choice without split sums is at times ten times slower than
  * another one (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer
- * ranges; if neither it nor our kernel does, all candidates are timed. */
+ * ranges; if neither it nor our kernel does, all candidates are timed. So they are where the longer
+ * ranges have none of the library's. */
 static void choose_by_time(struct plan *p, struct cuda_device *d, const struct check *c, int range,
                            const struct algorithm *candidate, int n)
 {
@@ -377,7 +378,8 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
             choices_add(&o, &own);
         }
     }
-    for (int i = 0; i < n && i < (takes_prefill(d, p) ? 2 : 1); i++)
+    int n_likely = takes_prefill(d, p) ? n : MIN(n, 1);
+    for (int i = 0; i < n_likely; i++)
         choices_add(&o, &candidate[i]);
     int n_first = o.n;
     for (int longer = range + 1; longer < p->n_ranges; longer++)
