@@ -16,8 +16,8 @@
  *
  * 4 n_rows n_keys head_dim operations, half of it with the causal mask; bytes do not matter.
  *
- * On an H200 a pair takes two groups 2,800 cycles, of which their products are 2,048: the softmax
- * of a group takes longer than the products of the other (results/bench/h200-prefill.md).
+ * On an H200 a pair takes two groups 2,900 cycles, of which their products are 2,048
+ * (results/bench/h200-prefill.md).
  */
 #include "kernels/cuda/attention_hopper_copies.cuh"
 
