@@ -95,13 +95,7 @@ static float make_chain(const struct cuda_device *d, const struct arrays *a, int
     add_parts_kernel<<<blocks_of(n), 256, 0, d->stream>>>(total, a->chain, s->n_parts, n);
     error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, total, x, w, s->n_out, s->n_in, n);
     CUDA_CHECK_LAUNCH();
-    float *error = (float *)malloc(n * sizeof(float)), largest = 0;
-    CUDA_CHECK(cudaStreamSynchronize(d->stream));
-    CUDA_CHECK(cudaMemcpy(error, a->error, n * sizeof(float), cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < n; i++)
-        largest = fmaxf(largest, error[i]);
-    free(error);
-    return largest;
+    return largest_of(d, a->error, n);
 }
 
 /* All uses for some rows; the largest error of the chain. */

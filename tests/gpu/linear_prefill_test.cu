@@ -83,13 +83,7 @@ static float make_sums(const struct cuda_device *d, const struct arrays *a, int 
     error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, a->sums, (const T *)a->x,
                                                       (const T *)a->w, n_out, n_in, n);
     CUDA_CHECK_LAUNCH();
-    float *error = (float *)malloc(n * sizeof(float)), largest = 0;
-    CUDA_CHECK(cudaStreamSynchronize(d->stream));
-    CUDA_CHECK(cudaMemcpy(error, a->error, n * sizeof(float), cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < n; i++)
-        largest = fmaxf(largest, error[i]);
-    free(error);
-    return largest;
+    return largest_of(d, a->error, n);
 }
 
 /* All uses for some rows; the largest error. */

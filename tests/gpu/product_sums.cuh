@@ -116,4 +116,16 @@ static unsigned blocks_of(size_t n)
     return (unsigned)CEIL_DIV(n, (size_t)256);
 }
 
+/* Of n errors on the device, once they are there. */
+static float largest_of(const struct cuda_device *d, const float *errors, size_t n)
+{
+    float *host = (float *)malloc(n * sizeof(float)), largest = 0;
+    CUDA_CHECK(cudaStreamSynchronize(d->stream));
+    CUDA_CHECK(cudaMemcpy(host, errors, n * sizeof(float), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        largest = fmaxf(largest, host[i]);
+    free(host);
+    return largest;
+}
+
 #endif
