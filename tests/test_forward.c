@@ -287,14 +287,11 @@ static void the_number_of_threads_changes_no_bit(void **state)
 
 static struct model *open_random(enum device_kind kind, const char *dtype)
 {
-    struct model *m;
     const struct model_options options = {.path = "configs/models/qwen3-0.6b.json",
                                           .dtype = dtype,
                                           .random_init = true,
                                           .device = kind};
-    if (model_open(&m, &options) != 0)
-        fail_msg("%s", err_get());
-    return m;
+    return test_open_model(&options);
 }
 
 /* The largest difference of two sets of logits, relative to the largest logit. */

@@ -9,11 +9,8 @@
 
 static struct model *open_quietly(const struct model_options *options)
 {
-    struct model *m;
     log_set_level("warning");
-    if (model_open(&m, options) != 0)
-        fail_msg("%s", err_get());
-    return m;
+    return test_open_model(options);
 }
 
 static struct model *open_random(const char *path, enum dtype dtype, uint64_t seed, int n_threads)

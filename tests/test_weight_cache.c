@@ -14,11 +14,8 @@
 
 static struct model *open_model(const struct model_options *options)
 {
-    struct model *m;
     log_set_level("quiet");
-    if (model_open(&m, options) != 0)
-        fail_msg("%s", err_get());
-    return m;
+    return test_open_model(options);
 }
 
 static int count_files(const char *dir, const char *pattern)

@@ -82,6 +82,14 @@ char *test_write_text(const char *name, const char *text)
     return test_write_file(name, text, strlen(text));
 }
 
+struct model *test_open_model(const struct model_options *options)
+{
+    struct model *m;
+    if (model_open(&m, options) != 0)
+        fail_msg("%s", err_get());
+    return m;
+}
+
 void assert_error(enum err_kind kind, const char *part)
 {
     if (err_get_kind() != kind)

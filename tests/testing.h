@@ -20,6 +20,7 @@
 
 #include <cmocka.h>
 
+#include "engine/model.h"
 #include "engine/util.h"
 #include "kernels/backend.h"
 
@@ -40,6 +41,9 @@ char *test_write_text(const char *name, const char *text);
 
 /* The device that tests of models and engines run on: QUIRE_TEST_DEVICE=cuda, or the CPU. */
 enum device_kind test_device(void);
+
+/* The model, which is there: fails the test otherwise. The caller closes. */
+struct model *test_open_model(const struct model_options *options);
 
 /* Fails unless the last error is of this kind and its message contains `part`. */
 void assert_error(enum err_kind kind, const char *part);

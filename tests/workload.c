@@ -86,12 +86,9 @@ void workload_step_all(struct engine *engine)
 
 struct model *workload_open_model(const char *path, int n_threads)
 {
-    struct model *model;
     struct model_options options = {
         .path = path, .device = test_device(), .device_options = {.n_threads = n_threads}};
-    if (model_open(&model, &options) != 0)
-        fail_msg("%s", err_get());
-    return model;
+    return test_open_model(&options);
 }
 
 bool workload_async;
