@@ -490,7 +490,7 @@ void model_forward(const struct model *m, struct activations *a, const struct fo
     const float eps = m->arch.norm_eps;
     const int n = args->batch->n_tokens, hidden = m->arch.hidden;
     struct linear_args down = {0}; /* of the layer before */
-    assert(args->n_rows <= n);
+    assert(args->n_rows <= n && (args->logits_row || args->n_rows == n));
 
     ops->embed(m->device, a->residual, &m->embed, args->batch->token, args->sampled, n);
     for (int i = 0; i < m->arch.n_layers; i++) {

@@ -54,7 +54,7 @@ struct forward_args {
     const struct batch *batch;
     const int *sampled;    /* [lanes]: what negative tokens of the batch refer to   */
     const int *logits_row; /* [n_rows] device memory: batch rows that need logits;  */
-    int n_rows;            /* NULL: the first n_rows do                             */
+    int n_rows;            /* NULL: all of them do, and n_rows is n_tokens          */
     enum attention_kind attention;
     const struct kv_layer *kv; /* [n_layers] */
     int block_size;

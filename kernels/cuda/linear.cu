@@ -388,35 +388,42 @@ static bool takes_heads(const struct plan *p, int n_rows)
     return !p->plain && own && n_rows <= LINEAR_DECODE_MAX_ROWS;
 }
 
+/* A product of linear_decode.cu as the arguments say it, to be filled in with tile_rows. */
+static struct linear_decode_args decode_args_of(const struct linear_args *args)
+{
+    return {.y = args->out,
+            .x = args->x,
+            .w = args->weight->data,
+            .n_rows = args->n_rows,
+            .n_out = args->weight->n_out,
+            .n_in = args->weight->n_in,
+            .n_parts = 1,
+            .out_dtype = args->out_dtype,
+            .gated = false,
+            .heads = NULL,
+            .tile_rows = 0};
+}
+
 bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
                        const struct rope_params *heads)
 {
-    const struct weight *w = args->weight;
     const struct plan *p = need_plan(d, args, args->n_rows);
-    assert(args->out == heads->qkv && args->n_rows == heads->n_tokens && !w->gated);
+    assert(args->out == heads->qkv && args->n_rows == heads->n_tokens && !args->weight->gated);
     bool can = linear_decode_can_heads(heads) && p->n_parts == 1;
     if (args->bias || !can || !takes_heads(p, args->n_rows))
         return false;
-    const struct linear_decode_args decode = {.y = args->out,
-                                              .x = args->x,
-                                              .w = w->data,
-                                              .n_rows = args->n_rows,
-                                              .n_out = w->n_out,
-                                              .n_in = w->n_in,
-                                              .n_parts = 1,
-                                              .out_dtype = args->out_dtype,
-                                              .gated = false,
-                                              .heads = heads,
-                                              .tile_rows = LINEAR_DECODE_HEADS_TILE};
+    struct linear_decode_args decode = decode_args_of(args);
+    decode.heads = heads;
+    decode.tile_rows = LINEAR_DECODE_HEADS_TILE;
     linear_decode(d, &decode);
     return true;
 }
 
 /* Rows of W that a block takes. Up to 64 rows of x, few of long parts, which the ring should hold;
- * beyond, a part has tiles above one another, and few rows of W make more blocks
- * than there are SMs. A layer with 1024x2048 and 1024x3072 takes 26.3 us at 60 rows with whole
- * sums, 25.8 in parts with tiles of 64, 25.0 with these; 30.7, 29.7 and 28.2 at 128; 39.2, 38.6
- * (tiles of 48: 41.3) and 38.6 at 256 (H200). */
+ * beyond, a part has tiles above one another, and few rows of W make more blocks than there are
+ * SMs. A layer with 1024x2048 and 1024x3072 takes 26.3 us at 60 rows with whole sums, 25.8 in parts
+ * with tiles of 64, 25.0 with these; 30.7, 29.7 and 28.2 at 128; 39.2, 38.6 (tiles of 48: 41.3)
+ * and 38.6 at 256 (H200). */
 static int part_tile(int n_rows, int n_in)
 {
     const int most_columns = 1024; /* of a part, beside tiles of 64 */
@@ -429,7 +436,6 @@ static int part_tile(int n_rows, int n_in)
 
 const float *cuda_linear_parts(struct cuda_device *d, const struct linear_args *args)
 {
-    const struct weight *w = args->weight;
     float *sums = (float *)d->linear->workspace;
     if (args->bias || args->n_rows > LINEAR_DECODE_MAX_ROWS || args->n_rows == 0)
         return NULL;
@@ -438,17 +444,10 @@ const float *cuda_linear_parts(struct cuda_device *d, const struct linear_args *
         return NULL;
     assert((size_t)p->n_parts * LINEAR_DECODE_MAX_ROWS * NARROW_ROWS * sizeof(*sums) <=
            LINEAR_WORKSPACE_BYTES);
-    const struct linear_decode_args decode = {.y = sums,
-                                              .x = args->x,
-                                              .w = w->data,
-                                              .n_rows = args->n_rows,
-                                              .n_out = w->n_out,
-                                              .n_in = w->n_in,
-                                              .n_parts = p->n_parts,
-                                              .out_dtype = args->out_dtype,
-                                              .gated = false,
-                                              .heads = NULL,
-                                              .tile_rows = part_tile(args->n_rows, w->n_in)};
+    struct linear_decode_args decode = decode_args_of(args);
+    decode.y = sums;
+    decode.n_parts = p->n_parts;
+    decode.tile_rows = part_tile(args->n_rows, args->weight->n_in);
     linear_decode(d, &decode);
     return sums;
 }
