@@ -557,14 +557,6 @@ void sha256_of(const void *data, size_t n, char hex[SHA256_HEX_LEN + 1])
     sha256_final(h, hex);
 }
 
-uint64_t mix64(uint64_t x)
-{
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
-
 /* ---- time ---- */
 
 static double clock_s(clockid_t id)

@@ -19,6 +19,13 @@
 #define CEIL_DIV(a, b)    (((a) + (b)-1) / (b))
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
 
+/* Of small functions that all backends have in common. */
+#ifdef __CUDACC__
+#define HOST_AND_DEVICE __host__ __device__
+#else
+#define HOST_AND_DEVICE
+#endif
+
 /* ---- errors --------------------------------------------------------------------------------
  * A failing function calls err_set() where the facts are known and returns its result; callers
  * pass the failure up untouched; main() prints the message once. The kind is also the exit code.
@@ -159,7 +166,13 @@ void sha256_of(const void *data, size_t n, char hex[SHA256_HEX_LEN + 1]);
 
 /* splitmix64's finaliser: a good 64-bit mix for hash tables and for deriving seeds.
  * Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
-uint64_t mix64(uint64_t x);
+HOST_AND_DEVICE static inline uint64_t mix64(uint64_t x)
+{
+    x += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
 
 /* ---- time ---------------------------------------------------------------------------------- */
 double time_monotonic_s(void); /* for durations */

@@ -112,23 +112,18 @@ static size_t n_rows(const struct model_arch *arch, const struct binding *b)
     return rows;
 }
 
-/* ---- random initialisation ----
- *
- * A 64-bit hash gives two elements, each the sum of four of its bytes: a bell from -3.45 to 3.45
- * standard deviations. 0.6 billion elements take 0.8 s on one core (AMD EPYC with AVX-512).
- */
+/* ---- random initialisation ---- */
 
-#define BYTE_SUMS     (4 * 255 + 1)
 #define BYTE_SUM_MEAN 510
 #define BYTE_SUM_STD  147.8 /* sqrt(4 (256^2 - 1) / 12) */
 
-static void bell_init(uint16_t bell[BYTE_SUMS], double std)
+static void bell_init(struct random_bell *bell, double std)
 {
     for (int sum = 0; sum < BYTE_SUMS; sum++) {
         float value = (float)((sum - BYTE_SUM_MEAN) * std / BYTE_SUM_STD);
         uint32_t bits;
         memcpy(&bits, &value, sizeof(bits));
-        bell[sum] = (uint16_t)(bits >> 16); /* as bfloat16, rounded towards 0 */
+        bell->value[sum] = (uint16_t)(bits >> 16); /* as bfloat16, rounded towards 0 */
     }
 }
 
@@ -140,34 +135,12 @@ static uint64_t stream_of(uint64_t seed, const char *name)
     return stream;
 }
 
-static void random_fill(uint16_t *out, size_t n, uint64_t stream, const uint16_t bell[BYTE_SUMS],
-                        int n_threads)
-{
-    const uint64_t even_bytes = 0x00FF00FF00FF00FFu;
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-    for (size_t pair = 0; pair < n / 2; pair++) {
-        uint64_t h = mix64(stream + pair);
-        uint64_t sums = (h & even_bytes) + (h >> 8 & even_bytes); /* four sums of two bytes */
-        sums += sums >> 16;
-        out[2 * pair] = bell[sums & 0xFFFF];
-        out[2 * pair + 1] = bell[sums >> 32 & 0xFFFF];
-    }
-    if (n % 2 != 0) {
-        uint64_t h = mix64(stream + n / 2);
-        out[n - 1] = bell[(h & 0xFF) + (h >> 8 & 0xFF) + (h >> 16 & 0xFF) + (h >> 24 & 0xFF)];
-    }
-}
-
 /* ---- loading ---- */
 
 struct loader {
     struct model *m;
     const struct weight_source *source;
-    uint16_t bell[BYTE_SUMS];
-    /* Random numbers of one matrix. Kept from layer to layer: pages that are new each time would
-     * cost as much as the numbers. */
-    char *drawn;
-    size_t drawn_bytes;
+    struct random_bell bell;
 };
 
 static void tensor_name(char name[MAX_TENSOR_NAME], const struct part *part, int layer)
@@ -178,53 +151,21 @@ static void tensor_name(char name[MAX_TENSOR_NAME], const struct part *part, int
         snprintf(name, MAX_TENSOR_NAME, "model.layers.%d.%s", layer, part->name);
 }
 
-/* Host memory whose size the model's file decides. NULL with ERR_RESOURCE. */
-static void *host_alloc(const char *name, size_t bytes)
-{
-    char text[32];
-    void *memory = malloc(bytes);
-    if (!memory)
-        err_set(ERR_RESOURCE, "no host memory for tensor %s (%s)", name,
-                format_bytes(text, (double)bytes));
-    return memory;
-}
-
-static void free_drawn(struct loader *loader)
-{
-    free(loader->drawn);
-    loader->drawn = NULL;
-    loader->drawn_bytes = 0;
-}
-
-static int reserve_drawn(struct loader *loader, const char *name, size_t bytes)
-{
-    if (bytes <= loader->drawn_bytes)
-        return 0;
-    free_drawn(loader);
-    loader->drawn = host_alloc(name, bytes);
-    loader->drawn_bytes = loader->drawn ? bytes : 0;
-    return loader->drawn ? 0 : -1;
-}
-
-/* Rows of a matrix and where they come from. */
+/* What a part of a matrix was read from. */
 struct rows {
-    size_t first;                /* among those of the matrix     */
     const struct tensor *tensor; /* of the checkpoint, or NULL    */
     void *owned;                 /* memory made for them, or NULL */
 };
 
-/* Finds one tensor of a matrix in the checkpoint, or draws it. free_rows is called in any case. */
+/* Finds one tensor of a matrix in the checkpoint, or says how it is drawn. free_rows is called in
+ * any case. */
 static int get_rows(struct weight_part *out, struct rows *rows, const struct loader *loader,
                     const char *name, const size_t dim[2])
 {
-    size_t n = dim[0] * dim[1];
-    out->n_rows = (int)dim[0];
+    *out = (struct weight_part){.n_rows = (int)dim[0]};
     if (!loader->source->checkpoint) {
-        uint16_t *drawn = (uint16_t *)(void *)loader->drawn + rows->first * dim[1];
-        random_fill(drawn, n, stream_of(loader->source->init_seed, name), loader->bell,
-                    loader->m->device->info.n_threads);
-        out->rows = drawn;
-        out->dtype = DTYPE_BF16;
+        uint64_t stream = stream_of(loader->source->init_seed, name);
+        out->random = (struct random_rows){stream, &loader->bell};
         return 0;
     }
     const struct tensor *t = safetensors_get(loader->source->checkpoint, name, 2, dim);
@@ -236,10 +177,13 @@ static int get_rows(struct weight_part *out, struct rows *rows, const struct loa
     if ((uintptr_t)t->data % dtype_bytes(t->dtype) == 0)
         return 0;
     /* The format does not promise that data are aligned; the backend needs it. */
-    rows->owned = host_alloc(name, n * dtype_bytes(t->dtype));
+    size_t bytes = dim[0] * dim[1] * dtype_bytes(t->dtype);
+    char text[32];
+    rows->owned = malloc(bytes); /* the model's file decides how much */
     if (!rows->owned)
-        return -1;
-    out->rows = memcpy(rows->owned, t->data, n * dtype_bytes(t->dtype));
+        return err_set(ERR_RESOURCE, "no host memory for tensor %s (%s)", name,
+                       format_bytes(text, (double)bytes));
+    out->rows = memcpy(rows->owned, t->data, bytes);
     return 0;
 }
 
@@ -264,17 +208,11 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
         return 0;
     }
     int rc = 0;
-    if (!loader->source->checkpoint)
-        rc = reserve_drawn(loader, b->part[0].name,
-                           n_rows(&m->arch, b) * (size_t)w->n_in * sizeof(uint16_t));
-    size_t first = 0;
     for (int i = 0; rc == 0 && i < n_parts(b); i++) {
         char name[MAX_TENSOR_NAME];
         const size_t dim[] = {dim_size(&m->arch, b->part[i].rows), (size_t)w->n_in};
         tensor_name(name, &b->part[i], layer);
-        rows[i].first = first;
         rc = get_rows(&parts[i], &rows[i], loader, name, dim);
-        first += dim[0];
     }
     if (rc == 0)
         rc = m->device->ops->weight_load(m->device, w, parts, n_parts(b));
@@ -346,13 +284,11 @@ static int load_bindings(struct loader *loader, const struct binding *bindings, 
 int weights_load(struct model *m, const struct weight_source *source)
 {
     struct loader loader = {.m = m, .source = source};
-    bell_init(loader.bell, m->arch.init_std);
+    bell_init(&loader.bell, m->arch.init_std);
     m->layer = xcalloc((size_t)m->arch.n_layers, sizeof(*m->layer));
     int rc = load_bindings(&loader, model_bindings, ARRAY_LEN(model_bindings), m, -1);
-    free_drawn(&loader); /* of the vocabulary: a quarter of all weights of a small model */
     for (int i = 0; rc == 0 && i < m->arch.n_layers; i++)
         rc = load_bindings(&loader, layer_bindings, ARRAY_LEN(layer_bindings), &m->layer[i], i);
-    free_drawn(&loader);
     if (rc == 0)
         weight_cache_complete(m->cache);
     return rc;

@@ -23,9 +23,9 @@ struct weight_source {
  * hardly matters. Left alone in two small trained models, the mean NLL was 0.0019 lower in one and
  * 0.0011 higher in the other.
  *
- * Random initialisation: element i of a matrix is a function of (init_seed, the tensor's name, i)
- * alone, close to normal(0, init_std), and a bfloat16 number, so that models of one seed have the
- * same weights in every dtype. Gains are 1, biases 0. */
+ * Random initialisation, where the matrix will lie: element i of it is a function of (init_seed,
+ * the tensor's name, i) alone, close to normal(0, init_std), and a bfloat16 number, so that models
+ * of one seed have the same weights in every dtype. Gains are 1, biases 0. */
 int weights_load(struct model *m, const struct weight_source *source);
 void weights_free(struct model *m); /* also when nothing, or not everything, was loaded */
 

@@ -21,6 +21,7 @@
 #define QUIRE_BACKEND_H
 
 #include "engine/util.h"
+#include "kernels/random_rows.h"
 
 /* ---- vocabulary ---------------------------------------------------------------------------- */
 
@@ -139,12 +140,13 @@ struct weight {
     size_t bytes; /* of data       */
 };
 
-/* Rows of a matrix in host memory, row-major, contiguous. Several parts are stacked: Q, K and V
- * (gate and up) become one matrix. */
+/* Rows of a matrix in host memory, row-major, contiguous, or to be drawn. Several parts are
+ * stacked: Q, K and V (gate and up) become one matrix. */
 struct weight_part {
-    const void *rows; /* [n_rows, n_in] */
-    enum dtype dtype;
+    const void *rows; /* [n_rows, n_in]; NULL where they are drawn */
+    enum dtype dtype; /* of rows                                   */
     int n_rows;
+    struct random_rows random;
 };
 
 /* What the largest step will be; reserve() takes scratch memory for it. */

@@ -7,16 +7,10 @@
 #ifndef QUIRE_PHILOX_H
 #define QUIRE_PHILOX_H
 
-#include <stdint.h>
-
-#ifdef __CUDACC__
-#define PHILOX_FUNCTION static __host__ __device__ inline
-#else
-#define PHILOX_FUNCTION static inline
-#endif
+#include "engine/util.h"
 
 /* Replaces the 128-bit counter by its image under the 64-bit key. */
-PHILOX_FUNCTION void philox4x32_10(uint32_t counter[4], uint32_t key0, uint32_t key1)
+HOST_AND_DEVICE static inline void philox4x32_10(uint32_t counter[4], uint32_t key0, uint32_t key1)
 {
     for (int round = 0; round < 10; round++) {
         uint64_t product0 = (uint64_t)0xD2511F53u * counter[0];
@@ -32,7 +26,7 @@ PHILOX_FUNCTION void philox4x32_10(uint32_t counter[4], uint32_t key0, uint32_t 
 }
 
 /* The draw of (seed, index): uniform in [0, 1) in steps of 2^-53. */
-PHILOX_FUNCTION double philox_uniform(uint64_t seed, uint32_t index)
+HOST_AND_DEVICE static inline double philox_uniform(uint64_t seed, uint32_t index)
 {
     uint32_t counter[4] = {index, 0, 0, 0};
     philox4x32_10(counter, (uint32_t)seed, (uint32_t)(seed >> 32));

@@ -190,7 +190,7 @@ static struct weight *load_copies(struct device *device, const struct shape *sha
                                 storage->quantization);
     *n_copies = (int)MAX((size_t)1, ROTATE_BYTES / bytes);
     struct weight *w = xcalloc((size_t)*n_copies, sizeof(*w));
-    struct weight_part part = {rows, DTYPE_F32, shape->n_out};
+    struct weight_part part = {.rows = rows, .dtype = DTYPE_F32, .n_rows = shape->n_out};
     for (int i = 0; i < *n_copies; i++) {
         w[i] = (struct weight){.dtype = storage->dtype,
                                .quantization = storage->quantization,

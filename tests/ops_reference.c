@@ -275,6 +275,51 @@ void check_sum_words(struct device *device, size_t n_units)
     free(word);
 }
 
+/* The number for a sum of bytes: another one for each. */
+static uint16_t number_of_sum(uint32_t sum)
+{
+    return (uint16_t)(0x3000 + sum);
+}
+
+/* Element i of a stream, by the bytes of its hash. */
+static float drawn_element(uint64_t stream, size_t i)
+{
+    uint64_t h = mix64(stream + i / 2) >> (i % 2 * 32);
+    uint32_t sum = 0;
+    for (int byte = 0; byte < 4; byte++)
+        sum += h >> (byte * 8) & 0xFF;
+    uint32_t bits = (uint32_t)number_of_sum(sum) << 16;
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+void check_drawn_rows(struct device *device)
+{
+    enum { FIRST = 3, ROWS = 5, COLUMNS = 7 }; /* odd: rows begin amid a pair of elements */
+    static const int rows[ROWS] = {0, 1, 2, 3, 4};
+    struct random_bell bell;
+    for (uint32_t sum = 0; sum < BYTE_SUMS; sum++)
+        bell.value[sum] = number_of_sum(sum);
+    const struct weight_part parts[] = {{.n_rows = FIRST, .random = {11, &bell}},
+                                        {.n_rows = ROWS - FIRST, .random = {12, &bell}}};
+    struct weight w = {.dtype = device->act_dtype, .n_in = COLUMNS};
+    int *token = to_device(device, rows, sizeof(rows));
+    void *x = device->ops->alloc(device, ROWS * COLUMNS * sizeof(float));
+    assert_int_equal(device->ops->weight_load(device, &w, parts, 2), 0);
+    device->ops->embed(device, x, &w, token, NULL, ROWS);
+    float *got = to_host_as(device, device->act_dtype, x, ROWS * COLUMNS);
+    for (size_t i = 0; i < ROWS * COLUMNS; i++) {
+        size_t first = FIRST * COLUMNS;
+        float expected = i < first ? drawn_element(11, i) : drawn_element(12, i - first);
+        assert_same_bits(&got[i], &expected, sizeof(expected), "a drawn element");
+    }
+    device->ops->weight_free(device, &w);
+    device->ops->free(device, token);
+    device->ops->free(device, x);
+    free(got);
+}
+
 /* ---- comparisons ---- */
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index)

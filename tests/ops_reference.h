@@ -75,6 +75,9 @@ void check_copy_blocks(struct device *device, int n_blocks, int n_planes, size_t
 /* Sums random words of the device's memory; fails unless each is in the sum, once. */
 void check_sum_words(struct device *device, size_t n_units);
 
+/* That rows which are drawn hold what random_rows.h says, as f32 or bfloat16. */
+void check_drawn_rows(struct device *device);
+
 /* ---- comparisons: `what` names the case in the message of a failure ---- */
 
 void assert_near(double got, double expected, double tolerance, const char *what, size_t index);

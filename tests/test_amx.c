@@ -120,7 +120,7 @@ static float *product_of(const char *isa, int n_rows, enum quantization quantiza
     float *rows = random_floats((size_t)N_OUT * N_IN, 1, 1);
     float *x = random_floats((size_t)n_rows * N_IN, 3, 2);
     struct weight w = {.dtype = DTYPE_BF16, .quantization = quantization, .n_in = N_IN};
-    const struct weight_part part = {rows, DTYPE_F32, N_OUT};
+    const struct weight_part part = {.rows = rows, .dtype = DTYPE_F32, .n_rows = N_OUT};
     assert_int_equal(device->ops->weight_load(device, &w, &part, 1), 0);
     float *out = xmalloc((size_t)n_rows * N_OUT * sizeof(float));
     device->ops->linear(

@@ -62,7 +62,9 @@ static void load_product(struct product *p, struct device *device, enum dtype so
     char *rows = reference_encode(source, p->w, (size_t)p->n_out * (size_t)p->n_in);
     int first = p->n_out / 3;
     size_t offset = (size_t)first * (size_t)p->n_in * dtype_bytes(source);
-    struct weight_part parts[] = {{rows, source, first}, {rows + offset, source, p->n_out - first}};
+    struct weight_part parts[] = {
+        {.rows = rows, .dtype = source, .n_rows = first},
+        {.rows = rows + offset, .dtype = source, .n_rows = p->n_out - first}};
     assert_int_equal(device->ops->weight_load(device, &p->weight, parts, 2), 0);
     assert_int_equal(p->weight.n_out, p->n_out);
     free(rows);
@@ -271,8 +273,8 @@ static uint32_t *embed_row(struct device *device, enum dtype dtype, const void *
     struct weight w = {.dtype = dtype, .n_in = 64};
     int *token = to_device(device, &(int){0}, sizeof(int));
     void *x = device->ops->alloc(device, 64 * sizeof(float));
-    assert_int_equal(device->ops->weight_load(device, &w, &(struct weight_part){row, dtype, 1}, 1),
-                     0);
+    const struct weight_part part = {.rows = row, .dtype = dtype, .n_rows = 1};
+    assert_int_equal(device->ops->weight_load(device, &w, &part, 1), 0);
     device->ops->embed(device, x, &w, token, NULL, 1);
     uint32_t *bits = to_host(device, x, 64 * sizeof(float));
     device->ops->weight_free(device, &w);
@@ -329,6 +331,12 @@ static void check_embed(struct device *device)
     }
     device->ops->free(device, device_token);
     device->ops->free(device, device_sampled);
+}
+
+static void drawn_rows_are_a_function_of_their_stream(void **state)
+{
+    (void)state;
+    on_every_isa(check_drawn_rows);
 }
 
 static void embed_returns_the_rows_that_were_loaded(void **state)
@@ -660,6 +668,7 @@ int main(void)
         cmocka_unit_test(a_gated_product_is_that_of_its_halves),
         cmocka_unit_test(a_nan_shows_in_its_column_or_row_of_a_gated_product),
         cmocka_unit_test(a_number_that_is_not_converted_keeps_every_bit),
+        cmocka_unit_test(drawn_rows_are_a_function_of_their_stream),
         cmocka_unit_test(embed_returns_the_rows_that_were_loaded),
         cmocka_unit_test(gather_copies_the_named_rows),
         cmocka_unit_test(sum_words_adds_every_word_once),

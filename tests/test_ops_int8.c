@@ -72,8 +72,9 @@ static void load_weight(struct product *p, struct device *device, enum dtype sou
     char *rows = reference_encode(source, p->w, (size_t)p->n_out * (size_t)p->n_in);
     int first = p->n_out / 3;
     size_t offset = (size_t)first * (size_t)p->n_in * dtype_bytes(source);
-    const struct weight_part parts[] = {{rows, source, first},
-                                        {rows + offset, source, p->n_out - first}};
+    const struct weight_part parts[] = {
+        {.rows = rows, .dtype = source, .n_rows = first},
+        {.rows = rows + offset, .dtype = source, .n_rows = p->n_out - first}};
     p->weight = (struct weight){
         .dtype = DTYPE_BF16, .quantization = QUANTIZATION_INT8, .gated = p->gated, .n_in = p->n_in};
     assert_int_equal(device->ops->weight_load(device, &p->weight, parts, 2), 0);

@@ -7,16 +7,44 @@
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
-/* Row r of the parts stacked; zeros behind the last. */
-static struct source_row find_row(const struct weight_part *parts, int n_parts, int n_in, int r)
+/* Elements first to first + n of a tensor. */
+static void draw(uint16_t *out, const struct random_rows *random, size_t first, size_t n)
+{
+    uint32_t sum[2];
+    size_t i = first, end = first + n;
+    if (i % 2 != 0 && i < end) {
+        random_sums(sum, random->stream, i++ / 2);
+        *out++ = random->bell->value[sum[1]];
+    }
+    for (; i + 1 < end; i += 2, out += 2) {
+        random_sums(sum, random->stream, i / 2);
+        out[0] = random->bell->value[sum[0]];
+        out[1] = random->bell->value[sum[1]];
+    }
+    if (i < end) {
+        random_sums(sum, random->stream, i / 2);
+        *out = random->bell->value[sum[0]];
+    }
+}
+
+/* Row r of the parts stacked; zeros behind the last. drawn: [n_in], where it comes when it is. */
+static struct source_row find_row(const struct weight_part *parts, int n_parts, int n_in, int r,
+                                  uint16_t *drawn)
 {
     for (int i = 0; i < n_parts; i++) {
-        if (r < parts[i].n_rows) {
-            size_t offset = (size_t)r * (size_t)n_in * dtype_bytes(parts[i].dtype);
-            return (struct source_row){(const char *)parts[i].rows + offset, parts[i].dtype};
+        const struct weight_part *part = &parts[i];
+        size_t first = (size_t)r * (size_t)n_in;
+        if (r >= part->n_rows) {
+            r -= part->n_rows;
+        } else if (part->rows) {
+            const char *row = (const char *)part->rows + first * dtype_bytes(part->dtype);
+            return (struct source_row){row, part->dtype};
+        } else {
+            draw(drawn, &part->random, first, (size_t)n_in);
+            return (struct source_row){(const char *)drawn, DTYPE_BF16};
         }
-        r -= parts[i].n_rows;
     }
     return (struct source_row){NULL, DTYPE_F32};
 }
@@ -54,13 +82,19 @@ int cpu_weight_load(struct device *device, struct weight *w, const struct weight
     w->data = device->ops->alloc(device, w->bytes);
     if (!w->data)
         return -1;
-#pragma omp parallel for schedule(static) num_threads(cpu_threads(d, w->n_out, w->n_in))
-    for (int p = 0; p < n_panels; p++) {
-        struct source_row rows[MAX_PANEL];
-        for (int lane = 0; lane < packing.panel; lane++)
-            rows[lane] = find_row(parts, n_parts, w->n_in, panel_row(w, p, packing.panel, lane));
-        char *panel = (char *)w->data + (size_t)p * panel_bytes(w, packing);
-        d->kernels->pack_panel(panel, rows, w->n_in, weight_format(w));
+#pragma omp parallel num_threads(cpu_threads(d, w->n_out, w->n_in))
+    {
+        uint16_t *drawn = xmalloc((size_t)packing.panel * (size_t)w->n_in * sizeof(*drawn));
+#pragma omp for schedule(static)
+        for (int p = 0; p < n_panels; p++) {
+            struct source_row rows[MAX_PANEL];
+            for (int lane = 0; lane < packing.panel; lane++)
+                rows[lane] = find_row(parts, n_parts, w->n_in, panel_row(w, p, packing.panel, lane),
+                                      drawn + (size_t)lane * (size_t)w->n_in);
+            char *panel = (char *)w->data + (size_t)p * panel_bytes(w, packing);
+            d->kernels->pack_panel(panel, rows, w->n_in, weight_format(w));
+        }
+        free(drawn);
     }
     return 0;
 }

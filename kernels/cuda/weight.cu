@@ -3,7 +3,8 @@
  * The source is a mapped file, often in the page cache only. Reading it costs a host thread about
  * 5 GB/s, the bus takes 55: so several threads each carry chunks through their own pair of pinned
  * buffers, filling one while the other is copied. Where the dtype differs, the chunk goes to a
- * piece of device memory first and a kernel converts it from there.
+ * piece of device memory first and a kernel converts it from there. Rows that are drawn never are
+ * in host memory.
  */
 #include "kernels/cuda/cuda.cuh"
 
@@ -118,7 +119,49 @@ static void carry_part(struct cuda_device *d, void *to, enum dtype to_dtype,
     }
 }
 
+/* ---- drawing ---- */
+
+/* to: n elements; a thread draws two. */
+template <typename T>
+static __global__ void draw_kernel(T *to, uint64_t stream, size_t n,
+                                   const __grid_constant__ struct random_bell bell)
+{
+    __shared__ uint16_t value[BYTE_SUMS];
+    for (int i = threadIdx.x; i < BYTE_SUMS; i += blockDim.x)
+        value[i] = bell.value[i];
+    __syncthreads();
+    for (size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x; 2 * pair < n;
+         pair += (size_t)gridDim.x * blockDim.x) {
+        uint32_t sum[2];
+        random_sums(sum, stream, pair);
+        for (size_t i = 0; i < 2 && 2 * pair + i < n; i++)
+            to[2 * pair + i] = from_float<T>(to_float(__ushort_as_bfloat16(value[sum[i]])));
+    }
+}
+
+static void draw_part(const struct cuda_device *d, void *to, enum dtype to_dtype,
+                      const struct random_rows *random, size_t n)
+{
+    const int n_threads = 512, blocks_per_sm = 4;
+    CUDA_DISPATCH(to_dtype, T,
+                  draw_kernel<<<(unsigned)(d->n_sms * blocks_per_sm), n_threads, 0, d->stream>>>(
+                      (T *)to, random->stream, n, *random->bell));
+    CUDA_CHECK_LAUNCH();
+}
+
 /* ---- entries ---- */
+
+static int load_part(struct cuda_device *d, void *to, enum dtype dtype,
+                     const struct weight_part *part, size_t n)
+{
+    if (!part->rows)
+        draw_part(d, to, dtype, &part->random, n);
+    else if (loader_open(d) != 0)
+        return -1;
+    else
+        carry_part(d, to, dtype, part, n);
+    return 0;
+}
 
 int cuda_weight_load(struct device *device, struct weight *w, const struct weight_part *parts,
                      int n_parts)
@@ -130,15 +173,14 @@ int cuda_weight_load(struct device *device, struct weight *w, const struct weigh
         w->n_out += parts[i].n_rows;
     assert(w->n_out > 0 && w->n_in > 0 && (!w->gated || w->n_out % 2 == 0));
     w->bytes = (size_t)w->n_out * (size_t)w->n_in * dtype_bytes(w->dtype);
-    if (loader_open(d) != 0)
-        return -1;
     w->data = cuda_alloc(device, w->bytes);
     if (!w->data)
         return -1;
     char *to = (char *)w->data;
     for (int i = 0; i < n_parts; i++) {
         size_t n = (size_t)parts[i].n_rows * (size_t)w->n_in;
-        carry_part(d, to, w->dtype, &parts[i], n);
+        if (load_part(d, to, w->dtype, &parts[i], n) != 0)
+            return -1;
         to += n * dtype_bytes(w->dtype);
     }
     cuda_linear_add_weight(d, w);

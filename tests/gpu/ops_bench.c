@@ -118,7 +118,7 @@ static void bench_linear(struct bench *b, int n_out, int n_in, enum dtype out_dt
     uint16_t *host = xmalloc(2 * n);
     for (size_t i = 0; i < n; i++)
         host[i] = (uint16_t)(0x3C00 + (mix64(i) & 0x81FF)); /* bf16, 2^-7 .. 2^-5, both signs */
-    struct weight_part part = {host, DTYPE_BF16, n_out};
+    struct weight_part part = {.rows = host, .dtype = DTYPE_BF16, .n_rows = n_out};
     for (int c = 0; c < b->n_copies; c++) {
         b->weight[c] = (struct weight){.dtype = DTYPE_BF16, .gated = gated, .n_in = n_in};
         if (device->ops->weight_load(device, &b->weight[c], &part, 1) != 0)
@@ -193,7 +193,8 @@ static void bench_load(struct device *device)
     for (int source = 0; source < 2; source++) {
         size_t element = source == 0 ? 4 : 2;
         struct weight w = {.dtype = DTYPE_BF16, .n_in = 4096};
-        struct weight_part part = {host, (enum dtype)source, (int)(bytes / 4096 / element)};
+        struct weight_part part = {
+            .rows = host, .dtype = (enum dtype)source, .n_rows = (int)(bytes / 4096 / element)};
         for (int round = 0; round < 2; round++) {
             double start = time_monotonic_s();
             if (device->ops->weight_load(device, &w, &part, 1) != 0)

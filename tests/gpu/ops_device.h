@@ -57,8 +57,10 @@ static inline struct weight load_weight(struct device *device, const float *w, i
     char *rows = reference_encode(source, w, n);
     int first = n_out / 3;
     struct weight_part parts[] = {
-        {rows, source, first},
-        {rows + (size_t)first * (size_t)n_in * dtype_bytes(source), source, n_out - first}};
+        {.rows = rows, .dtype = source, .n_rows = first},
+        {.rows = rows + (size_t)first * (size_t)n_in * dtype_bytes(source),
+         .dtype = source,
+         .n_rows = n_out - first}};
     assert_int_equal(device->ops->weight_load(device, &weight, parts, 2), 0);
     assert_int_equal(weight.n_out, n_out);
     free(rows);

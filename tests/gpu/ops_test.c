@@ -25,6 +25,17 @@ static void sum_words_adds_every_word_once(void **state)
 
 /* ---- rows ---- */
 
+static void drawn_rows_are_a_function_of_their_stream(void **state)
+{
+    (void)state;
+    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16};
+    for (size_t i = 0; i < ARRAY_LEN(dtypes); i++) {
+        struct device *device = open_gpu(dtypes[i]);
+        check_drawn_rows(device);
+        device->ops->close(device);
+    }
+}
+
 static void embed_and_gather_pick_rows(void **state)
 {
     (void)state;
@@ -427,6 +438,7 @@ int main(int argc, char **argv)
         setenv("QUIRE_OPS_TEST_SMALL", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sum_words_adds_every_word_once),
+        cmocka_unit_test(drawn_rows_are_a_function_of_their_stream),
         cmocka_unit_test(embed_and_gather_pick_rows),
         cmocka_unit_test(add_rmsnorm_adds_rounds_and_scales),
         cmocka_unit_test(rope_cache_normalises_rotates_and_stores),
