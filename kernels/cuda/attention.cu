@@ -169,15 +169,14 @@ void cuda_attention(struct device *device, const struct attention_args *args)
         return;
     bool is_f16 = p.act_dtype == DTYPE_F16 && p.kv_dtype == DTYPE_F16;
     bool prefill = b->max_q_len > 1, decode = may_decode(b);
-    bool ampere = args->kind == ATTENTION_FLASH && d->base.info.compute_major >= 8;
-    bool has_tiles = attention_has_tiles(p.head_dim);
-    if (ampere && prefill && attention_hopper(d, &p))
+    bool flash = takes_flash(d, &p, args->kind), has_tiles = attention_has_tiles(p.head_dim);
+    if (flash && prefill && attention_hopper(d, &p))
         prefill = false;
     if (args->kind == ATTENTION_EAGER)
         attention_eager(d, &p, b->max_blocks * p.block_size);
-    else if (takes_flash(d, &p, args->kind) && p.act_dtype == DTYPE_BF16)
+    else if (flash && p.act_dtype == DTYPE_BF16)
         attention_flash_bf16(d, &p, prefill, decode);
-    else if (takes_flash(d, &p, args->kind))
+    else if (flash)
         attention_flash_f16(d, &p, prefill, decode);
     else if (is_f16 && has_tiles && p.head_dim <= TURING_MAX_HEAD_DIM)
         attention_turing_f16(d, &p, prefill, decode);

@@ -211,7 +211,7 @@ static __device__ __forceinline__ void feed_wait(const struct decode_feed *f)
 static __device__ __forceinline__ void feed_end(const struct decode_feed *f)
 {
     struct attention_plan *plan = f->p->plan;
-    int n_blocks = min((int)gridDim.x, f->n_in_plan);
+    int n_blocks = f->n_own == 0 ? gridDim.x : min((int)gridDim.x, f->n_in_plan);
     __threadfence(); /* a number that nobody waited for is counted before */
     if (threadIdx.x % 32 == 0 && atomicAdd(&plan->n_ended, 1) == n_blocks - 1)
         plan->n_taken = plan->n_ended = 0;
@@ -263,13 +263,12 @@ static __device__ __forceinline__ void decode_feed_runs(struct decode_feed *f)
 {
     const int not_taken = -1;
     int number = not_taken; /* of the next piece */
-    bool is_fed = f->n_numbers > 0;
+    bool has_own = f->n_numbers > 0, takes = has_own || f->n_own == 0;
     struct decode_piece piece = {};
-    if (is_fed) {
-        if (!feed_hand(f))
-            feed_wait(f);
+    if (has_own && !feed_hand(f))
+        feed_wait(f);
+    if (takes)
         piece = feed_read(f, feed_number(f));
-    }
     while (piece.tile < piece.end_tile) {
         bool is_short = piece_is_short(&piece);
         int row = find_row(f->p, &piece, piece.tile);
@@ -289,7 +288,7 @@ static __device__ __forceinline__ void decode_feed_runs(struct decode_feed *f)
     }
     feed_run(f, &piece, 0, 0, 0);
     next_kernel_start();
-    if (is_fed && f->is_shared)
+    if (takes && f->is_shared)
         feed_end(f);
 }
 

@@ -357,7 +357,7 @@ static __device__ void plan_count(struct plan_work *w, struct plan_board *board)
         }
         w->p->plan->n_pieces = n;
         w->p->plan->n_taken = w->p->plan->n_ended = 0;
-        w->p->plan->n_own = plan_own_pieces(n, w->n_blocks, n_long == 0);
+        w->p->plan->n_own = w->has_groups ? 0 : plan_own_pieces(n, w->n_blocks, n_long == 0);
     }
     __syncthreads();
 }

@@ -19,8 +19,8 @@
  * sequence of the group has the other keys of it, and continues from what is parked: it waits for
  * that.
  *
- * No wait is in vain: every block of threads takes its pieces in the order of the list, and all
- * blocks run at the same time.
+ * No wait is in vain, however many blocks of threads run at a time: where there are groups, no
+ * piece belongs to a block by its number, so what a piece waits for was taken before it.
  *
  * The scratch of attention holds, one behind the other: struct attention_plan, the pieces, a count
  * of arrivals for every parked chunk, how many chunks each sequence has in common with the one
@@ -57,7 +57,7 @@ struct attention_plan {
     int n_pieces;
     int n_taken; /* of those after the pieces that blocks start with; zero between launches */
     int n_ended; /* blocks that found the list at its end; the same                         */
-    int n_own;   /* see plan_own_pieces()                                                   */
+    int n_own;   /* see plan_own_pieces(); none where there are groups                      */
     int padding[60];
 };
 
