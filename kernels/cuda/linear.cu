@@ -378,16 +378,6 @@ void cuda_linear(struct device *device, const struct linear_args *args)
     }
 }
 
-/* A kernel that saves a launch of 3 us is taken where the like of it is the fastest for half as
- * many rows already: 256 rows of 4096x1024 take it some 0.5 us longer than the library (H200). */
-static bool takes_heads(const struct plan *p, int n_rows)
-{
-    int range = linear_range_of(n_rows);
-    bool own =
-        p->algo[range].kind == OF_DECODE || (range > 0 && p->algo[range - 1].kind == OF_DECODE);
-    return !p->plain && own && n_rows <= LINEAR_DECODE_MAX_ROWS;
-}
-
 /* A product of linear_decode.cu as the arguments say it, to be filled in with tile_rows. */
 static struct linear_decode_args decode_args_of(const struct linear_args *args)
 {
@@ -410,7 +400,7 @@ bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
     const struct plan *p = need_plan(d, args, args->n_rows);
     assert(args->out == heads->qkv && args->n_rows == heads->n_tokens && !args->weight->gated);
     bool can = linear_decode_can_heads(heads) && p->n_parts == 1;
-    if (args->bias || !can || !takes_heads(p, args->n_rows))
+    if (args->bias || !can || !p->pays_heads[linear_range_of(args->n_rows)])
         return false;
     struct linear_decode_args decode = decode_args_of(args);
     decode.heads = heads;

@@ -40,6 +40,7 @@ struct plan {
     bool plain;   /* no algorithm passes the self-check                 */
     cublasLtMatmulDesc_t product;
     struct algorithm algo[LINEAR_RANGES];
+    bool pays_heads[LINEAR_RANGES]; /* see choices_pay_heads() */
 };
 
 /* A product of some rows. */

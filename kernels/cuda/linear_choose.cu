@@ -361,6 +361,19 @@ static int choices_fastest(const struct choices *o)
     return best;
 }
 
+/* Whether a product that goes on with heads is worth its kernel, which has tiles of one size: it
+ * saves a launch that takes some 3 us. 256 rows of 4096x1024 take that size 0.5 us longer than the
+ * library, 256 rows of 6144x4096 6 us, and 22 with the heads (H200). */
+static bool choices_pay_heads(const struct choices *o)
+{
+    const float launch_ms = 0.003f;
+    for (int i = 0; i < o->n; i++) {
+        if (o->algo[i].kind == OF_DECODE && o->algo[i].tile_rows == LINEAR_DECODE_HEADS_TILE)
+            return o->ms[i] < o->ms[choices_fastest(o)] + launch_ms * N_RUNS;
+    }
+    return false;
+}
+
 /* Up to 512 rows the library's first choice without split sums is at times ten times slower than
  * another one (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer
  * ranges; if neither it nor our kernel does, all candidates are timed. So they are where the longer
@@ -394,6 +407,7 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
         best = choices_fastest(&o);
     }
     p->algo[range] = o.algo[best];
+    p->pays_heads[range] = choices_pay_heads(&o);
     log_debug("products of %d to %d rows with [%d, %d]: %s, tiles of %d, %.1f us",
               first_rows(c, range), last_rows(c, range), p->shape.n_out, p->shape.n_in,
               kind_name[o.algo[best].kind], o.algo[best].tile_rows,
