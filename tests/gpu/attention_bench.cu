@@ -1,7 +1,7 @@
 /* attention_bench.cu - speed of attention on CUDA beside the limits of the card, measured in the
  * same run.
  *
- *   attention_bench [decode | live | shared | prefill | softcap | kinds]
+ *   attention_bench [decode | live | shared | prefill | mix | softcap | kinds]
  *
  * Limits: reading 2 GB once, and an 8192^3 bf16 matrix product by cuBLASLt. Each shape is launched
  * from a CUDA graph over rotating caches, so that keys come from memory and not from the L2 cache;
@@ -30,6 +30,7 @@ extern "C" {
 #define CONTIGUOUS    0    /* as a block size: one block per sequence              */
 #define LENS_LIVE     0    /* as kv_len: 100 to 2048, as in workload N             */
 #define LENS_SHORT    (-1) /* the same: 72 to 373, those of workload M's sequences */
+#define LENS_MIX      (-2) /* the same: those of workload N's first prompts        */
 #define GEMM_SIZE     8192
 
 struct limits {
@@ -204,14 +205,28 @@ static uint64_t random_next(uint64_t *state)
     return mix64((*state)++);
 }
 
+/* The first 31 prompts of configs/workload_n.yaml: as many as 16,384 tokens hold whole. */
+static const int mix_lens[] = {964, 724, 484, 508, 316, 798, 439, 916, 233, 185, 147,
+                               459, 836, 616, 571, 547, 173, 519, 614, 420, 843, 366,
+                               199, 240, 111, 740, 602, 983, 247, 668, 237};
+
+/* The keys of sequence i, where state is that of the lengths drawn. */
+static int len_of(int kv_len, int i, uint64_t *state)
+{
+    switch (kv_len) {
+    case LENS_LIVE: return 100 + (int)(random_next(state) % 1949);
+    case LENS_SHORT: return 72 + (int)(random_next(state) % 302);
+    case LENS_MIX: return mix_lens[i];
+    default: return kv_len;
+    }
+}
+
 static void set_lens(struct load *l, int n_shared)
 {
     uint64_t state = 1;
     const struct shape *s = &l->s;
     for (int i = 0; i < s->n_seqs; i++) {
-        int kv_len = s->kv_len == LENS_LIVE    ? 100 + (int)(random_next(&state) % 1949)
-                     : s->kv_len == LENS_SHORT ? 72 + (int)(random_next(&state) % 302)
-                                               : s->kv_len;
+        int kv_len = len_of(s->kv_len, i, &state);
         int q_len = s->q_len > 0 ? s->q_len : kv_len;
         l->kv_len[i] = kv_len;
         l->q_start[i + 1] = l->q_start[i] + q_len;
@@ -555,6 +570,16 @@ static void bench_prefill(struct bench *bench)
         run_shape(bench, &others[i]);
 }
 
+static void bench_mix(struct bench *bench)
+{
+    static const int n_heads[] = {32, 16};
+    for (size_t h = 0; h < ARRAY_LEN(n_heads); h++) {
+        struct shape s = {"mix", ARRAY_LEN(mix_lens), 0,         LENS_MIX, n_heads[h], 8, 128,
+                          64,    ATTENTION_FLASH,     DTYPE_BF16};
+        run_shape(bench, &s);
+    }
+}
+
 static void bench_softcap(struct bench *bench)
 {
     static const struct shape shapes[] = {
@@ -609,6 +634,8 @@ int main(int argc, char **argv)
         bench_shared(&bench);
     if (only == NULL || strcmp(only, "prefill") == 0)
         bench_prefill(&bench);
+    if (only == NULL || strcmp(only, "mix") == 0)
+        bench_mix(&bench);
     if (only == NULL || strcmp(only, "softcap") == 0)
         bench_softcap(&bench);
     if (only == NULL || strcmp(only, "kinds") == 0)
