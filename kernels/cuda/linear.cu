@@ -399,29 +399,26 @@ bool cuda_linear_heads(struct cuda_device *d, const struct linear_args *args,
 {
     const struct plan *p = need_plan(d, args, args->n_rows);
     assert(args->out == heads->qkv && args->n_rows == heads->n_tokens && !args->weight->gated);
-    bool can = linear_decode_can_heads(heads) && p->n_parts == 1;
-    if (args->bias || !can || !p->pays_heads[linear_range_of(args->n_rows)])
+    int tile = p->heads_tile[linear_range_of(args->n_rows)];
+    if (tile > 0 && !linear_decode_can_heads(heads, tile))
+        tile = LINEAR_HEADS_TILE;
+    bool can = tile > 0 && linear_decode_can_heads(heads, tile) && p->n_parts == 1;
+    if (args->bias || !can)
         return false;
     struct linear_decode_args decode = decode_args_of(args);
     decode.heads = heads;
-    decode.tile_rows = LINEAR_DECODE_HEADS_TILE;
+    decode.tile_rows = tile;
     linear_decode(d, &decode);
     return true;
 }
 
-/* Rows of W that a block takes. Up to 64 rows of x, few of long parts, which the ring should hold;
- * beyond, a part has tiles above one another, and few rows of W make more blocks than there are
- * SMs. A layer with 1024x2048 and 1024x3072 takes 26.3 us at 60 rows with whole sums, 25.8 in parts
- * with tiles of 64, 25.0 with these; 30.7, 29.7 and 28.2 at 128; 39.2, 38.6 (tiles of 48: 41.3)
- * and 38.6 at 256 (H200). */
-static int part_tile(int n_rows, int n_in)
+/* Rows of W that a block takes: what decode steps of Qwen3-0.6B's shape were fastest with, though
+ * not by much (H200, results/bench/h200-linear.md). */
+static int part_tile(int n_rows)
 {
-    const int most_columns = 1024; /* of a part, beside tiles of 64 */
     if (n_rows > 128)
         return 64;
-    if (n_rows > 64)
-        return 48;
-    return n_in / CUDA_LINEAR_PARTS <= most_columns ? 64 : 32;
+    return n_rows > 64 || (n_rows > 4 && n_rows <= 16) ? 48 : 32;
 }
 
 const float *cuda_linear_parts(struct cuda_device *d, const struct linear_args *args)
@@ -437,7 +434,7 @@ const float *cuda_linear_parts(struct cuda_device *d, const struct linear_args *
     struct linear_decode_args decode = decode_args_of(args);
     decode.y = sums;
     decode.n_parts = p->n_parts;
-    decode.tile_rows = part_tile(args->n_rows, args->weight->n_in);
+    decode.tile_rows = part_tile(args->n_rows);
     linear_decode(d, &decode);
     return sums;
 }

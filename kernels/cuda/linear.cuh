@@ -18,6 +18,9 @@
  * takes 133 and the gates 36 us (H200). */
 #define LINEAR_GATE_ROWS 8192
 
+/* The smaller of the two tiles of products that go on with heads: that of heads of any size. */
+#define LINEAR_HEADS_TILE 64
+
 enum algorithm_kind { OF_LIBRARY, OF_DECODE, OF_PREFILL }; /* whose: or of which of our files */
 
 struct algorithm {
@@ -40,7 +43,7 @@ struct plan {
     bool plain;   /* no algorithm passes the self-check                 */
     cublasLtMatmulDesc_t product;
     struct algorithm algo[LINEAR_RANGES];
-    bool pays_heads[LINEAR_RANGES]; /* see choices_pay_heads() */
+    int heads_tile[LINEAR_RANGES]; /* of products that go on with heads; 0: none pays */
 };
 
 /* A product of some rows. */

@@ -361,17 +361,22 @@ static int choices_fastest(const struct choices *o)
     return best;
 }
 
-/* Whether a product that goes on with heads is worth its kernel, which has tiles of one size: it
- * saves a launch that takes some 3 us. 256 rows of 4096x1024 take that size 0.5 us longer than the
- * library, 256 rows of 6144x4096 6 us, and 22 with the heads (H200). */
-static bool choices_pay_heads(const struct choices *o)
+/* The tile of a product that goes on with heads, if that is worth it: it saves a launch that takes
+ * some 3 us. Its kernel comes in two sizes, of which the larger is for more small tiles than there
+ * are blocks at a time: N of h200-engine.md, 29,350 tok/s with small ones, comes to 29,560 with
+ * large ones, and to 29,220 without. 256 rows of 6144x4096 take either size 14 us longer than the
+ * library, which is not worth it (H200). */
+static int choices_heads_tile(const struct choices *o, const struct cuda_device *d,
+                              const struct plan *p, int n_rows)
 {
-    const float launch_ms = 0.003f;
+    int n_small = CEIL_DIV(n_rows, LINEAR_HEADS_TILE) * CEIL_DIV(p->shape.n_out, LINEAR_HEADS_TILE);
+    int tile = n_small <= d->n_sms ? LINEAR_HEADS_TILE : 2 * LINEAR_HEADS_TILE;
+    float worth_ms = o->ms[choices_fastest(o)] + 0.003f * N_RUNS;
     for (int i = 0; i < o->n; i++) {
-        if (o->algo[i].kind == OF_DECODE && o->algo[i].tile_rows == LINEAR_DECODE_HEADS_TILE)
-            return o->ms[i] < o->ms[choices_fastest(o)] + launch_ms * N_RUNS;
+        if (o->algo[i].kind == OF_DECODE && o->algo[i].tile_rows == tile && o->ms[i] < worth_ms)
+            return tile;
     }
-    return false;
+    return 0;
 }
 
 /* Up to 512 rows the library's first choice without split sums is at times ten times slower than
@@ -407,7 +412,7 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
         best = choices_fastest(&o);
     }
     p->algo[range] = o.algo[best];
-    p->pays_heads[range] = choices_pay_heads(&o);
+    p->heads_tile[range] = choices_heads_tile(&o, d, p, last_rows(c, range));
     log_debug("products of %d to %d rows with [%d, %d]: %s, tiles of %d, %.1f us",
               first_rows(c, range), last_rows(c, range), p->shape.n_out, p->shape.n_in,
               kind_name[o.algo[best].kind], o.algo[best].tile_rows,

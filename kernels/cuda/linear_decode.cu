@@ -200,6 +200,8 @@ static __device__ __forceinline__ void multiply_rows(float c[W_ROWS / 8][4], uin
         multiply_tiles_64(c, x, w, T());
     if (W_ROWS == 96)
         multiply_tiles_96(c, x, w, T());
+    if (W_ROWS == 128)
+        multiply_tiles_128(c, x, w, T());
 }
 
 /* c += x w^T for the columns of a stage. x, w: addresses / 16 */
@@ -248,7 +250,7 @@ static __device__ __forceinline__ void multiply_tiles(struct walk at,
     while (at.tile < p->n_tiles) {
         struct patch t = patch_of(&at, p);
         const struct head_place h = {t.column / p->span, t.column % p->span, t.row, t.end_row};
-        struct head_terms terms;
+        struct head_terms<W_ROWS / 16> terms;
         if (HEADS)
             load_head_terms(&terms, &p->heads, &h);
         uint32_t previous = 0;
@@ -439,17 +441,19 @@ template <typename T>
 static void launch_tiles(const struct cuda_device *d, const struct linear_decode_args *args)
 {
     if (args->heads) {
-        assert(args->tile_rows == LINEAR_DECODE_HEADS_TILE);
-        return launch_panels<T, LINEAR_DECODE_HEADS_TILE, true>(d, args);
+        assert(linear_decode_can_heads(args->heads, args->tile_rows));
+        return args->tile_rows == 64 ? launch_panels<T, 64, true>(d, args)
+                                     : launch<T, 128, 2, true>(d, args);
     }
     switch (args->tile_rows) {
     case 16: return launch<T, 16, 4, false>(d, args);
     case 32: return launch_panels<T, 32>(d, args);
     case 48: return launch_panels<T, 48>(d, args);
     case 64: return launch_panels<T, 64>(d, args);
+    case 96: assert(args->n_parts == 1); return launch<T, 96, 2, false>(d, args);
     default:
-        assert(args->tile_rows == 96 && args->n_parts == 1);
-        return launch<T, 96, 2, false>(d, args);
+        assert(args->tile_rows == 128 && args->n_parts == 1);
+        return launch<T, 128, 2, false>(d, args);
     }
 }
 
@@ -460,9 +464,10 @@ bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_p
            n_rows <= LINEAR_DECODE_MAX_ROWS && n_out % 8 == 0 && n_in % unit == 0;
 }
 
-bool linear_decode_can_heads(const struct rope_params *heads)
+bool linear_decode_can_heads(const struct rope_params *heads, int tile_rows)
 {
-    return heads->head_dim % (16 * HEAD_TILES) == 0 && heads->head_dim <= 32 * HEAD_TILES;
+    bool is_whole = heads->head_dim == tile_rows, is_half = heads->head_dim == 2 * tile_rows;
+    return (tile_rows == 64 && (is_whole || is_half)) || (tile_rows == 128 && is_whole);
 }
 
 void linear_decode(const struct cuda_device *d, const struct linear_decode_args *args)

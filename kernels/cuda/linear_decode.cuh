@@ -12,12 +12,11 @@
 
 #define LINEAR_DECODE_MAX_ROWS 256 /* beyond, the library is faster */
 
-/* Rows of W that a block of threads takes at a time; those of a product that goes on with heads. */
+/* Rows of W that a block of threads takes at a time. */
 #define LINEAR_DECODE_TILES                                                                        \
     {                                                                                              \
-        16, 32, 48, 64, 96                                                                         \
+        16, 32, 48, 64, 96, 128                                                                    \
     }
-#define LINEAR_DECODE_HEADS_TILE 64
 
 struct rope_params; /* rope_cache.cuh */
 
@@ -31,14 +30,15 @@ struct linear_decode_args {
     enum dtype out_dtype;            /* act_dtype; or else DTYPE_F32             */
     bool gated;                      /* y = silu(x G^T) * (x U^T), W = G, then U */
     const struct rope_params *heads; /* or NULL: rope_cache() is done to y       */
-    int tile_rows;                   /* one of LINEAR_DECODE_TILES; parts: < 96  */
+    int tile_rows;                   /* one of LINEAR_DECODE_TILES; parts: < 96;
+                                        heads: see linear_decode_can_heads()     */
 };
 
 /* Whether there is a kernel for the device and its act_dtype, these sizes and up to n_rows rows. */
 bool linear_decode_can(const struct cuda_device *d, int n_out, int n_in, int n_parts, int n_rows);
 
-/* Whether there is one that goes on with heads of this size. */
-bool linear_decode_can_heads(const struct rope_params *heads);
+/* Whether there is one that goes on with heads of this size, in tiles of so many rows. */
+bool linear_decode_can_heads(const struct rope_params *heads, int tile_rows);
 
 /* Enqueues the product. The kernel may start before the one ahead of it in the stream has ended:
  * nothing that has yet to be enqueued or to end may write W. */

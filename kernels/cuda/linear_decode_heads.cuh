@@ -2,8 +2,8 @@
  * threads that have the sums.
  *
  * A tile has columns j of a head and their partners j + head_dim / 2, both in one thread, so that a
- * rotation needs no other. Heads of 128 are two tiles, of the two blocks of a cluster, which tell
- * each other their sums of squares.
+ * rotation needs no other. Heads of 128 are one tile, or two of the two blocks of a cluster, which
+ * tell each other their sums of squares.
  */
 #ifndef QUIRE_CUDA_LINEAR_DECODE_HEADS_CUH
 #define QUIRE_CUDA_LINEAR_DECODE_HEADS_CUH
@@ -12,8 +12,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/rope_cache.cuh"
 
-#define HEAD_TILES     (LINEAR_DECODE_HEADS_TILE / 16) /* of 8 columns, and as many of partners */
-#define EXCHANGED_ROWS 64                              /* of a tile                             */
+#define EXCHANGED_ROWS 64 /* of a tile */
 
 #if PTX_WARP_GROUPS
 
@@ -30,16 +29,19 @@ struct head_place {
     int head, column, row, end_row;
 };
 
-/* What it is multiplied by, and where its rows go in the cache. */
-struct head_terms {
+/* What it is multiplied by, and where its rows go in the cache. TILES: of 8 columns, and as many of
+ * partners. */
+template <int TILES> struct head_terms {
     bool norm, rotate;
-    float2 gain[2][HEAD_TILES];                        /* of columns, of their partners */
-    float2 cosine[2][HEAD_TILES], sine[2][HEAD_TILES]; /* of the two rows              */
+    float2 gain[2][TILES];                   /* of columns, of their partners */
+    float2 cosine[2][TILES], sine[2][TILES]; /* of the two rows              */
     int slot[2];
 };
 
-static __device__ __forceinline__ void
-load_head_terms(struct head_terms *f, const struct rope_params *p, const struct head_place *t)
+template <int TILES>
+static __device__ __forceinline__ void load_head_terms(struct head_terms<TILES> *f,
+                                                       const struct rope_params *p,
+                                                       const struct head_place *t)
 {
     enum head_kind kind = head_kind_of(p, t->head);
     const float *gain = head_gain(p, kind);
@@ -52,7 +54,7 @@ load_head_terms(struct head_terms *f, const struct rope_params *p, const struct 
         const float *table = p->rope + (size_t)p->position[token] * p->head_dim + t->column;
         f->slot[r] = p->slot[token];
 #pragma unroll
-        for (int i = 0; i < HEAD_TILES; i++) {
+        for (int i = 0; i < TILES; i++) {
             f->cosine[r][i] = *(const float2 *)(table + i * 8);
             f->sine[r][i] = *(const float2 *)(table + half + i * 8);
             if (f->norm)
@@ -80,45 +82,54 @@ static __device__ __forceinline__ void exchange_squares(float squares[2], struct
     e->n++;
 }
 
+template <int N> static __device__ __forceinline__ float sum_in_pairs(const float x[N])
+{
+    if constexpr (N == 1)
+        return x[0];
+    else
+        return sum_in_pairs<N / 2>(x) + sum_in_pairs<N / 2>(x + N / 2);
+}
+
 /* c: columns, then their partners */
-static __device__ __forceinline__ void normalise_heads(float c[2 * HEAD_TILES][4],
-                                                       const struct head_terms *f,
-                                                       const struct rope_params *p,
-                                                       struct exchange *e)
+template <int TILES>
+static __device__ __forceinline__ void
+normalise_heads(float c[2 * TILES][4], const struct head_terms<TILES> *f,
+                const struct rope_params *p, struct exchange *e)
 {
     float squares[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float eight[HEAD_TILES];
+        float eight[TILES];
 #pragma unroll
-        for (int i = 0; i < HEAD_TILES; i++) {
-            const float *a = c[i] + r * 2, *b = c[i + HEAD_TILES] + r * 2;
+        for (int i = 0; i < TILES; i++) {
+            const float *a = c[i] + r * 2, *b = c[i + TILES] + r * 2;
             eight[i] = group_sum<4>(four_squares(a[0], a[1], b[0], b[1]));
         }
-        squares[r] = (eight[0] + eight[1]) + (eight[2] + eight[3]);
+        squares[r] = sum_in_pairs<TILES>(eight);
     }
-    if (p->head_dim > 16 * HEAD_TILES)
+    if (p->head_dim > 16 * TILES)
         exchange_squares(squares, e);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float scale = head_scale(squares[r], p->head_dim, p->eps);
 #pragma unroll
-        for (int i = 0; i < 2 * HEAD_TILES; i++) {
-            float2 gain = f->gain[i / HEAD_TILES][i % HEAD_TILES];
+        for (int i = 0; i < 2 * TILES; i++) {
+            float2 gain = f->gain[i / TILES][i % TILES];
             c[i][r * 2] *= scale * gain.x;
             c[i][r * 2 + 1] *= scale * gain.y;
         }
     }
 }
 
-static __device__ __forceinline__ void rotate_heads(float c[2 * HEAD_TILES][4],
-                                                    const struct head_terms *f)
+template <int TILES>
+static __device__ __forceinline__ void rotate_heads(float c[2 * TILES][4],
+                                                    const struct head_terms<TILES> *f)
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
 #pragma unroll
-        for (int i = 0; i < HEAD_TILES; i++) {
-            float *a = c[i] + r * 2, *b = c[i + HEAD_TILES] + r * 2;
+        for (int i = 0; i < TILES; i++) {
+            float *a = c[i] + r * 2, *b = c[i + TILES] + r * 2;
             rotate_pair(&a[0], &b[0], f->cosine[r][i].x, f->sine[r][i].x);
             rotate_pair(&a[1], &b[1], f->cosine[r][i].y, f->sine[r][i].y);
         }
@@ -137,10 +148,10 @@ static __device__ __forceinline__ void store_two(void *array, enum dtype dtype, 
 }
 
 /* Q into its place among q, k and v, K and V into the cache. */
-static __device__ __forceinline__ void store_heads(const float c[2 * HEAD_TILES][4],
-                                                   const struct head_terms *f,
-                                                   const struct rope_params *p,
-                                                   const struct head_place *t)
+template <int TILES>
+static __device__ __forceinline__ void
+store_heads(const float c[2 * TILES][4], const struct head_terms<TILES> *f,
+            const struct rope_params *p, const struct head_place *t)
 {
     enum head_kind kind = head_kind_of(p, t->head);
     int n_heads = p->n_heads + 2 * p->n_kv_heads, kv_head = (t->head - p->n_heads) % p->n_kv_heads;
@@ -154,22 +165,22 @@ static __device__ __forceinline__ void store_heads(const float c[2 * HEAD_TILES]
         size_t at = kind == HEAD_Q ? ((size_t)row * n_heads + t->head) * p->head_dim
                                    : cache_place(p, f->slot[r], kv_head);
 #pragma unroll
-        for (int i = 0; i < 2 * HEAD_TILES; i++) {
-            int column = t->column + i % HEAD_TILES * 8 + i / HEAD_TILES * (p->head_dim / 2);
+        for (int i = 0; i < 2 * TILES; i++) {
+            int column = t->column + i % TILES * 8 + i / TILES * (p->head_dim / 2);
             store_two(to, dtype, at + column, c[i][r * 2], c[i][r * 2 + 1]);
         }
     }
 }
 
 /* The sums are rounded first, as they are where rope_cache.cu reads them. */
-template <typename T>
+template <typename T, int TILES>
 static __device__ __forceinline__ void
-finish_heads(const float sums[2 * HEAD_TILES][4], const struct head_terms *f,
+finish_heads(const float sums[2 * TILES][4], const struct head_terms<TILES> *f,
              const struct rope_params *p, const struct head_place *t, struct exchange *e)
 {
-    float c[2 * HEAD_TILES][4];
+    float c[2 * TILES][4];
 #pragma unroll
-    for (int i = 0; i < 2 * HEAD_TILES; i++)
+    for (int i = 0; i < 2 * TILES; i++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float2 two = unpack_pair(pack_pair(sums[i][r * 2], sums[i][r * 2 + 1], T()), T());

@@ -217,9 +217,9 @@ static void heads_free(const struct heads_arrays *a)
         gpu_free(memory[i]);
 }
 
-/* Into the arrays of number `which`: 0 in two operations, 1 in one. */
-static void run_heads(struct cuda_device *d, const struct heads_arrays *a, size_t c, int which,
-                      int n_rows)
+/* Into the arrays of number `which`: 0 in two operations, 1 in one. False: it has no such tile. */
+static bool run_heads(struct cuda_device *d, const struct heads_arrays *a, size_t c, int which,
+                      int tile, int n_rows)
 {
     struct batch batch = {};
     batch.n_tokens = n_rows;
@@ -250,11 +250,14 @@ static void run_heads(struct cuda_device *d, const struct heads_arrays *a, size_
         .out_dtype = d->base.act_dtype,
         .gated = false,
         .heads = which == 1 ? &params : NULL,
-        .tile_rows = LINEAR_DECODE_HEADS_TILE,
+        .tile_rows = tile,
     };
+    if (!linear_decode_can_heads(&params, tile))
+        return false;
     linear_decode(d, &args);
     if (which == 0)
         cuda_rope_cache(&d->base, &rope);
+    return true;
 }
 
 /* Differences in Q of n_rows rows, and in the caches. */
@@ -284,17 +287,23 @@ static bool check_heads(struct cuda_device *d, size_t c, const int *rows, int n)
 {
     struct heads_arrays a = heads_make(d, head_cases[c].head_dim, head_cases[c].n_in);
     size_t n_wrong = 0;
-    for (int i = 0; i < n; i++) {
-        for (int which = 0; which < 2; which++) {
-            CUDA_CHECK(cudaMemsetAsync(a.k_cache[which], 0xFF, a.cache_bytes, d->stream));
-            CUDA_CHECK(cudaMemsetAsync(a.v_cache[which], 0xFF, a.cache_bytes, d->stream));
-            run_heads(d, &a, c, which, rows[i]);
+    int n_tiles = 0;
+    for (int tile = 64; tile <= 128; tile *= 2) {
+        bool runs = true;
+        for (int i = 0; i < n && runs; i++) {
+            for (int which = 0; which < 2; which++) {
+                CUDA_CHECK(cudaMemsetAsync(a.k_cache[which], 0xFF, a.cache_bytes, d->stream));
+                CUDA_CHECK(cudaMemsetAsync(a.v_cache[which], 0xFF, a.cache_bytes, d->stream));
+                runs = run_heads(d, &a, c, which, tile, rows[i]);
+            }
+            CUDA_CHECK(cudaStreamSynchronize(d->stream));
+            n_wrong += compare_heads(&a, c, rows[i]);
         }
-        CUDA_CHECK(cudaStreamSynchronize(d->stream));
-        n_wrong += compare_heads(&a, c, rows[i]);
+        n_tiles += runs;
     }
-    printf("%-4s %s heads of %d, %d columns: %zu bytes differ\n", n_wrong == 0 ? "ok" : "FAIL",
-           dtype_name(d->base.act_dtype), head_cases[c].head_dim, head_cases[c].n_in, n_wrong);
+    printf("%-4s %s heads of %d, %d columns, %d tiles: %zu bytes differ\n",
+           n_wrong == 0 ? "ok" : "FAIL", dtype_name(d->base.act_dtype), head_cases[c].head_dim,
+           head_cases[c].n_in, n_tiles, n_wrong);
     fflush(stdout);
     heads_free(&a);
     return n_wrong == 0;
