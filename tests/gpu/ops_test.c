@@ -137,10 +137,10 @@ static void add_rmsnorm_adds_rounds_and_scales(void **state)
 struct rope_case {
     struct attention_shape shape;
     bool norm;
-    int n_tokens;
+    int n_tokens, n_blocks;
 };
 
-enum { ROPE_BLOCKS = 9, ROPE_BLOCK_SIZE = 4, ROPE_POSITIONS = 32 };
+enum { ROPE_BLOCK_SIZE = 4, ROPE_POSITIONS = 32, ROPE_MOST_TOKENS = 2100 };
 #define ROPE_THETA 10000.0
 
 static float *rope_table(int head_dim)
@@ -157,10 +157,10 @@ static float *rope_table(int head_dim)
     return table;
 }
 
-/* Token t is at position (3 t + 1) % 32 and in slot (5 t) % 36; the last has none. */
+/* Token t is at position (3 t + 1) % 32; each but the last is in a slot of its own. */
 static int slot_of(const struct rope_case *c, int t)
 {
-    return t == c->n_tokens - 1 && t > 0 ? -1 : 5 * t % (ROPE_BLOCKS * ROPE_BLOCK_SIZE);
+    return t == c->n_tokens - 1 && t > 0 ? -1 : 5 * t % (c->n_blocks * ROPE_BLOCK_SIZE);
 }
 
 static int position_of(int t)
@@ -197,10 +197,10 @@ static void check_rope(struct device *device, const struct rope_case *c)
     enum dtype act = device->act_dtype;
     size_t d = (size_t)s->head_dim, heads = (size_t)(s->n_heads + 2 * s->n_kv_heads);
     size_t n = (size_t)c->n_tokens * heads * d;
-    size_t n_cache = (size_t)ROPE_BLOCKS * ROPE_BLOCK_SIZE * (size_t)s->n_kv_heads * d;
+    size_t n_cache = (size_t)c->n_blocks * ROPE_BLOCK_SIZE * (size_t)s->n_kv_heads * d;
     float *x = random_of(act, n, 2, 11), *table = rope_table(s->head_dim);
     float *gain = random_floats(2 * d, 1, 12);
-    int position[64], slot[64];
+    int position[ROPE_MOST_TOKENS], slot[ROPE_MOST_TOKENS];
     for (int t = 0; t < c->n_tokens; t++) {
         position[t] = position_of(t);
         slot[t] = slot_of(c, t);
@@ -266,12 +266,30 @@ static void rope_cache_normalises_rotates_and_stores(void **state)
                           (enum dtype)(i % 3)},
                 .norm = i % 2 == 0,
                 .n_tokens = tokens[i % 3],
+                .n_blocks = 9,
             };
             c.shape.n_heads = c.shape.n_kv_heads * 2;
             check_rope(device, &c);
         }
         device->ops->close(device);
     }
+}
+
+/* So many that heads are taken several at a time, where they can be. */
+static void rope_cache_does_so_for_many_tokens(void **state)
+{
+    (void)state;
+    struct device *device = open_gpu(DTYPE_BF16);
+    for (int n_kv_heads = 7; n_kv_heads <= 8; n_kv_heads++) {
+        const struct rope_case c = {
+            .shape = {2 * n_kv_heads, n_kv_heads, 128, ROPE_BLOCK_SIZE, DTYPE_BF16},
+            .norm = true,
+            .n_tokens = is_small() ? 1100 : ROPE_MOST_TOKENS,
+            .n_blocks = 601,
+        };
+        check_rope(device, &c);
+    }
+    device->ops->close(device);
 }
 
 /* ---- sampling ---- */
@@ -442,6 +460,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(embed_and_gather_pick_rows),
         cmocka_unit_test(add_rmsnorm_adds_rounds_and_scales),
         cmocka_unit_test(rope_cache_normalises_rotates_and_stores),
+        cmocka_unit_test(rope_cache_does_so_for_many_tokens),
         cmocka_unit_test(draws_have_the_exact_distribution),
         cmocka_unit_test(draws_are_those_of_the_cpu),
         cmocka_unit_test(rows_that_hold_nothing_give_a_token_and_padding_none),
