@@ -21,37 +21,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define MAX_ERROR 1e-5 /* of a sum in f32 against the sum of its magnitudes */
-
 static const int tile_rows[] = LINEAR_DECODE_TILES;
 static const int all_rows[] = {1, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 127, 128, 130, 256};
 static const int few_rows[] = {1, 9, 65};
 
 /* Odd numbers of panels, a single one, and rows that do not fill a tile. */
-static const struct shape {
-    int n_out, n_in, n_parts;
-} shapes[] = {{8, 64, 1},     {104, 192, 1},   {144, 192, 1},   {1000, 320, 1},
-              {520, 1024, 1}, {1024, 3072, 1}, {6144, 128, 1},  {8, 512, 2},
-              {104, 1536, 2}, {520, 1024, 4},  {1024, 2048, 2}, {1024, 3072, 2}};
+static const struct product_case shapes[] = {{8, 64, 1},     {104, 192, 1},   {144, 192, 1},
+                                             {1000, 320, 1}, {520, 1024, 1},  {1024, 3072, 1},
+                                             {6144, 128, 1}, {8, 512, 2},     {104, 1536, 2},
+                                             {520, 1024, 4}, {1024, 2048, 2}, {1024, 3072, 2}};
 
 /* What becomes of the sums. */
 enum use { STORED, STORED_F32, GATED, PARTS };
 
-struct arrays {
-    char *x, *w, *y;
-    float *chain, *error; /* chain: [n_parts][n_rows, n_out], then their sum */
-    int *n_wrong;
-};
-
-/* The sums of all rows, behind those of each part. */
-static float *total_of(const struct arrays *a, const struct shape *s, int n_rows)
-{
-    return a->chain + (size_t)s->n_parts * (size_t)n_rows * (size_t)s->n_out;
-}
-
 template <typename T, typename Out>
-static void check_tiles(const struct cuda_device *d, const struct arrays *a, int n_rows,
-                        const struct shape *s, enum use use)
+static void check_tiles(const struct cuda_device *d, const struct product_arrays *a, int n_rows,
+                        const struct product_case *s, enum use use)
 {
     int n_columns = use == GATED ? s->n_out / 2 : s->n_out;
     size_t n = (size_t)n_rows * (size_t)n_columns * (size_t)(use == PARTS ? s->n_parts : 1);
@@ -74,36 +59,16 @@ static void check_tiles(const struct cuda_device *d, const struct arrays *a, int
         CUDA_CHECK(cudaMemsetAsync(a->y, 0xFF, bytes, d->stream));
         linear_decode(d, &args);
         linear_decode(d, &args);
-        compare_kernel<T><<<blocks_of(n + (size_t)n_columns), 256, 0, d->stream>>>(
-            a->n_wrong, (const Out *)a->y, right, n, n_columns, use == GATED);
-        CUDA_CHECK_LAUNCH();
+        arrays_compare<T, Out>(d, a, right, n, n_columns, use == GATED);
     }
-}
-
-/* The largest error of the chain itself. */
-template <typename T>
-static float make_chain(const struct cuda_device *d, const struct arrays *a, int n_rows,
-                        const struct shape *s)
-{
-    dim3 grid((unsigned)(s->n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
-    size_t n = (size_t)n_rows * (size_t)s->n_out;
-    const T *x = (const T *)a->x, *w = (const T *)a->w;
-    float *total = total_of(a, s, n_rows);
-    for (int p = 0, n_k = s->n_in / s->n_parts; p < s->n_parts; p++)
-        chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain + (size_t)p * n, x, w, n_rows,
-                                                        s->n_out, s->n_in, p * n_k, n_k);
-    add_parts_kernel<<<blocks_of(n), 256, 0, d->stream>>>(total, a->chain, s->n_parts, n);
-    error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, total, x, w, s->n_out, s->n_in, n);
-    CUDA_CHECK_LAUNCH();
-    return largest_of(d, a->error, n);
 }
 
 /* All uses for some rows; the largest error of the chain. */
 template <typename T>
-static float check_rows(const struct cuda_device *d, const struct arrays *a, int n_rows,
-                        const struct shape *s)
+static float check_rows(const struct cuda_device *d, const struct product_arrays *a, int n_rows,
+                        const struct product_case *s)
 {
-    float error = make_chain<T>(d, a, n_rows, s);
+    float error = arrays_sum<T>(d, a, s, n_rows);
     if (s->n_parts > 1) {
         check_tiles<T, float>(d, a, n_rows, s, PARTS);
         return error;
@@ -115,33 +80,14 @@ static float check_rows(const struct cuda_device *d, const struct arrays *a, int
 }
 
 template <typename T>
-static bool check_shape(const struct cuda_device *d, const struct shape *s, const int *rows, int n)
+static bool check_shape(const struct cuda_device *d, const struct product_case *s, const int *rows,
+                        int n)
 {
-    size_t max_rows = LINEAR_DECODE_MAX_ROWS, n_x = max_rows * (size_t)s->n_in;
-    size_t n_w = (size_t)s->n_out * (size_t)s->n_in;
-    size_t n_y = ((size_t)s->n_parts * max_rows + 1) * (size_t)s->n_out;
-    size_t n_chain = (size_t)(s->n_parts + 1) * max_rows * (size_t)s->n_out;
-    struct arrays a = {
-        (char *)gpu_alloc(n_x * sizeof(T)),      (char *)gpu_alloc(n_w * sizeof(T)),
-        (char *)gpu_alloc(n_y * sizeof(float)),  (float *)gpu_alloc(n_chain * sizeof(float)),
-        (float *)gpu_alloc(n_y * sizeof(float)), (int *)gpu_alloc(sizeof(int))};
-    CUDA_CHECK(cudaMemset(a.n_wrong, 0, sizeof(int)));
-    fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, 1);
-    fill_kernel<<<blocks_of(n_w), 256, 0, d->stream>>>((T *)a.w, n_w, 12345);
+    struct product_arrays a = arrays_make<T>(d, s, LINEAR_DECODE_MAX_ROWS);
     float error = 0;
-    int n_wrong;
     for (int i = 0; i < n; i++)
         error = fmaxf(error, check_rows<T>(d, &a, rows[i], s));
-    CUDA_CHECK(cudaStreamSynchronize(d->stream));
-    CUDA_CHECK(cudaMemcpy(&n_wrong, a.n_wrong, sizeof(int), cudaMemcpyDeviceToHost));
-    bool good = n_wrong == 0 && error < MAX_ERROR;
-    printf("%-4s %s %dx%d in %d parts: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
-           dtype_name(d->base.act_dtype), s->n_out, s->n_in, s->n_parts, n_wrong, error);
-    fflush(stdout);
-    void *const memory[] = {a.x, a.w, a.y, a.chain, a.error, a.n_wrong};
-    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
-        gpu_free(memory[i]);
-    return good;
+    return arrays_end(d, &a, s, error);
 }
 
 /* ---- heads ---- */

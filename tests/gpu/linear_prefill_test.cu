@@ -11,86 +11,52 @@
  */
 #include "kernels/cuda/linear_prefill.cuh"
 
-#include "tests/gpu/attention_device.cuh"
 #include "tests/gpu/product_sums.cuh"
 
-#include <stdio.h>
-#include <stdlib.h>
-
-#define MAX_ROWS   2305
-#define ERROR_ROWS 9    /* that are compared with double precision */
-#define MAX_ERROR  1e-5 /* of a sum in f32 against the sum of its magnitudes */
-#define ZERO_ROW   5
+#define MAX_ROWS 2305
 
 static const int all_rows[] = {1, 64, 257, 500, 529, 1000, 1057, 1920, MAX_ROWS};
 static const int few_rows[] = {65, 300};
 
 /* Widths that do not fill a tile or a pair of tiles, one to many chunks of 64 columns. */
-static const struct {
-    int n_out, n_in, n_parts;
-} cases[] = {{8, 64, 1},     {104, 192, 1},   {1000, 320, 1},  {1024, 2048, 1},
-             {6144, 128, 1}, {104, 128, 2},   {520, 1024, 2},  {8, 256, 4},
-             {1000, 768, 4}, {1024, 2048, 4}, {1024, 3072, 4}, {2056, 512, 4}};
+static const struct product_case cases[] = {{8, 64, 1},      {104, 192, 1},   {1000, 320, 1},
+                                            {1024, 2048, 1}, {6144, 128, 1},  {104, 128, 2},
+                                            {520, 1024, 2},  {8, 256, 4},     {1000, 768, 4},
+                                            {1024, 2048, 4}, {1024, 3072, 4}, {2056, 512, 4}};
 
 /* What becomes of the sums. */
 enum use { STORED, STORED_F32, GATED };
 
-struct arrays {
-    char *x, *w, *y;
-    float *chain, *sums, *error; /* chain: [n_parts][n_rows, n_out]; sums: of the parts */
-    int *n_wrong;
-};
-
 /* Twice, so that one launch follows another without a wait. */
 template <typename T, typename Out>
-static void check_use(const struct cuda_device *d, const struct arrays *a, int n_rows, size_t c,
-                      enum use use)
+static void check_use(const struct cuda_device *d, const struct product_arrays *a, int n_rows,
+                      const struct product_case *c, enum use use)
 {
-    int n_columns = use == GATED ? cases[c].n_out / 2 : cases[c].n_out;
+    int n_columns = use == GATED ? c->n_out / 2 : c->n_out;
     size_t n = (size_t)n_rows * (size_t)n_columns, bytes = (n + (size_t)n_columns) * sizeof(Out);
     const struct linear_prefill_args args = {
         .y = a->y,
         .x = a->x,
         .w = a->w,
         .n_rows = n_rows,
-        .n_out = cases[c].n_out,
-        .n_in = cases[c].n_in,
-        .n_parts = cases[c].n_parts,
+        .n_out = c->n_out,
+        .n_in = c->n_in,
+        .n_parts = c->n_parts,
         .out_dtype = use == STORED_F32 ? DTYPE_F32 : d->base.act_dtype,
         .gated = use == GATED,
     };
     CUDA_CHECK(cudaMemsetAsync(a->y, 0xFF, bytes, d->stream));
     linear_prefill(d, &args);
     linear_prefill(d, &args);
-    compare_kernel<T><<<blocks_of(n + (size_t)n_columns), 256, 0, d->stream>>>(
-        a->n_wrong, (const Out *)a->y, a->sums, n, n_columns, use == GATED);
-    CUDA_CHECK_LAUNCH();
-}
-
-/* The largest error of the first rows. */
-template <typename T>
-static float make_sums(const struct cuda_device *d, const struct arrays *a, int n_rows, size_t c)
-{
-    int n_out = cases[c].n_out, n_in = cases[c].n_in, n_parts = cases[c].n_parts;
-    dim3 grid((unsigned)(n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
-    size_t n = (size_t)MIN(n_rows, ERROR_ROWS) * (size_t)n_out;
-    size_t n_all = (size_t)n_rows * (size_t)n_out;
-    for (int part = 0, n_k = n_in / n_parts; part < n_parts; part++)
-        chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain + (size_t)part * n_all,
-                                                        (const T *)a->x, (const T *)a->w, n_rows,
-                                                        n_out, n_in, part * n_k, n_k);
-    add_parts_kernel<<<blocks_of(n_all), 256, 0, d->stream>>>(a->sums, a->chain, n_parts, n_all);
-    error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, a->sums, (const T *)a->x,
-                                                      (const T *)a->w, n_out, n_in, n);
-    CUDA_CHECK_LAUNCH();
-    return largest_of(d, a->error, n);
+    arrays_compare<T, Out>(d, a, total_of(a, c, n_rows), n, n_columns, use == GATED);
 }
 
 /* All uses for some rows; the largest error. */
 template <typename T>
-static float check_rows(const struct cuda_device *d, const struct arrays *a, int n_rows, size_t c)
+static float check_rows(const struct cuda_device *d, const struct product_arrays *a, int n_rows,
+                        const struct product_case *c)
 {
-    float error = make_sums<T>(d, a, n_rows, c);
+    float error = arrays_sum<T>(d, a, c, n_rows);
     check_use<T, T>(d, a, n_rows, c, STORED);
     check_use<T, float>(d, a, n_rows, c, STORED_F32);
     check_use<T, T>(d, a, n_rows, c, GATED);
@@ -98,37 +64,14 @@ static float check_rows(const struct cuda_device *d, const struct arrays *a, int
 }
 
 template <typename T>
-static bool check_case(const struct cuda_device *d, size_t c, const int *rows, int n)
+static bool check_case(const struct cuda_device *d, const struct product_case *c, const int *rows,
+                       int n)
 {
-    int n_out = cases[c].n_out, n_in = cases[c].n_in;
-    size_t n_x = MAX_ROWS * (size_t)n_in, n_w = (size_t)n_out * (size_t)n_in;
-    size_t n_y = (MAX_ROWS + 1) * (size_t)n_out;
-    struct arrays a = {(char *)gpu_alloc(n_x * sizeof(T)),
-                       (char *)gpu_alloc(n_w * sizeof(T)),
-                       (char *)gpu_alloc(n_y * sizeof(float)),
-                       (float *)gpu_alloc((size_t)cases[c].n_parts * n_y * sizeof(float)),
-                       (float *)gpu_alloc(n_y * sizeof(float)),
-                       (float *)gpu_alloc(ERROR_ROWS * (size_t)n_out * sizeof(float)),
-                       (int *)gpu_alloc(sizeof(int))};
-    CUDA_CHECK(cudaMemset(a.n_wrong, 0, sizeof(int)));
-    fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, 1);
-    fill_kernel<<<blocks_of(n_w), 256, 0, d->stream>>>((T *)a.w, n_w, 12345);
-    CUDA_CHECK(cudaMemsetAsync((T *)a.x + (size_t)ZERO_ROW * (size_t)n_in, 0,
-                               (size_t)n_in * sizeof(T), d->stream));
+    struct product_arrays a = arrays_make<T>(d, c, MAX_ROWS);
     float error = 0;
-    int n_wrong;
     for (int i = 0; i < n; i++)
         error = fmaxf(error, check_rows<T>(d, &a, rows[i], c));
-    CUDA_CHECK(cudaStreamSynchronize(d->stream));
-    CUDA_CHECK(cudaMemcpy(&n_wrong, a.n_wrong, sizeof(int), cudaMemcpyDeviceToHost));
-    bool good = n_wrong == 0 && error < MAX_ERROR;
-    printf("%-4s %s %dx%d in %d parts: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
-           dtype_name(d->base.act_dtype), n_out, n_in, cases[c].n_parts, n_wrong, error);
-    fflush(stdout);
-    void *const memory[] = {a.x, a.w, a.y, a.chain, a.sums, a.error, a.n_wrong};
-    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
-        gpu_free(memory[i]);
-    return good;
+    return arrays_end(d, &a, c, error);
 }
 
 int main(int argc, char **argv)
@@ -144,9 +87,9 @@ int main(int argc, char **argv)
     }
     for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
         d.base.act_dtype = DTYPE_BF16;
-        n_failed += !check_case<__nv_bfloat16>(&d, c, rows, n);
+        n_failed += !check_case<__nv_bfloat16>(&d, &cases[c], rows, n);
         d.base.act_dtype = DTYPE_F16;
-        n_failed += !check_case<__half>(&d, c, rows, n);
+        n_failed += !check_case<__half>(&d, &cases[c], rows, n);
     }
     attention_device_close(&d);
     printf("%d cases failed\n", n_failed);

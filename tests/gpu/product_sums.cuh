@@ -8,7 +8,15 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/silu_mul.cuh"
 
+#include "tests/gpu/attention_device.cuh"
+
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define ERROR_ROWS 9    /* that are compared with double precision */
+#define MAX_ERROR  1e-5 /* of a sum in f32 against the sum of its magnitudes */
+#define ZERO_ROW   5    /* of x */
 
 /* Of all elements from -1 to 1; another seed, others. */
 template <typename T> static __global__ void fill_kernel(T *x, size_t n, uint32_t seed)
@@ -126,6 +134,92 @@ static float largest_of(const struct cuda_device *d, const float *errors, size_t
         largest = fmaxf(largest, host[i]);
     free(host);
     return largest;
+}
+
+/* ---- a case of a test ---- */
+
+struct product_case {
+    int n_out, n_in, n_parts;
+};
+
+struct product_arrays {
+    char *x, *w;
+    char *y;      /* [n_parts][n_rows, n_out] f32, or fewer and smaller; then a row */
+    float *chain; /* [n_parts][n_rows, n_out], then their sum                       */
+    float *error;
+    int *n_wrong; /* bytes */
+};
+
+/* For up to max_rows rows, of which one is zeros. */
+template <typename T>
+static struct product_arrays arrays_make(const struct cuda_device *d, const struct product_case *c,
+                                         int max_rows)
+{
+    size_t n_in = (size_t)c->n_in, n_out = (size_t)c->n_out, n_y = (size_t)max_rows * n_out;
+    size_t n_x = (size_t)max_rows * n_in, n_w = n_out * n_in, n_parts = (size_t)c->n_parts;
+    const struct product_arrays a = {(char *)gpu_alloc(n_x * sizeof(T)),
+                                     (char *)gpu_alloc(n_w * sizeof(T)),
+                                     (char *)gpu_alloc((n_parts * n_y + n_out) * sizeof(float)),
+                                     (float *)gpu_alloc((n_parts + 1) * n_y * sizeof(float)),
+                                     (float *)gpu_alloc(ERROR_ROWS * n_out * sizeof(float)),
+                                     (int *)gpu_alloc(sizeof(int))};
+    CUDA_CHECK(cudaMemset(a.n_wrong, 0, sizeof(int)));
+    fill_kernel<<<blocks_of(n_x), 256, 0, d->stream>>>((T *)a.x, n_x, 1);
+    fill_kernel<<<blocks_of(n_w), 256, 0, d->stream>>>((T *)a.w, n_w, 12345);
+    CUDA_CHECK(cudaMemsetAsync((T *)a.x + ZERO_ROW * n_in, 0, n_in * sizeof(T), d->stream));
+    return a;
+}
+
+/* The sums of all rows, behind those of each part. */
+static float *total_of(const struct product_arrays *a, const struct product_case *c, int n_rows)
+{
+    return a->chain + (size_t)c->n_parts * (size_t)n_rows * (size_t)c->n_out;
+}
+
+/* Makes the chains of some rows and their sums; the largest error of the first. */
+template <typename T>
+static float arrays_sum(const struct cuda_device *d, const struct product_arrays *a,
+                        const struct product_case *c, int n_rows)
+{
+    dim3 grid((unsigned)(c->n_out / 8), (unsigned)CEIL_DIV(n_rows, 16));
+    size_t n_all = (size_t)n_rows * (size_t)c->n_out;
+    size_t n = (size_t)MIN(n_rows, ERROR_ROWS) * (size_t)c->n_out;
+    const T *x = (const T *)a->x, *w = (const T *)a->w;
+    float *total = total_of(a, c, n_rows);
+    for (int part = 0, n_k = c->n_in / c->n_parts; part < c->n_parts; part++)
+        chain_kernel<<<grid, CUDA_WARP, 0, d->stream>>>(a->chain + (size_t)part * n_all, x, w,
+                                                        n_rows, c->n_out, c->n_in, part * n_k, n_k);
+    add_parts_kernel<<<blocks_of(n_all), 256, 0, d->stream>>>(total, a->chain, c->n_parts, n_all);
+    error_kernel<<<blocks_of(n), 256, 0, d->stream>>>(a->error, total, x, w, c->n_out, c->n_in, n);
+    CUDA_CHECK_LAUNCH();
+    return largest_of(d, a->error, n);
+}
+
+/* Counts the bytes of y that differ from what n sums give, and of the row behind it from ones. */
+template <typename T, typename Out>
+static void arrays_compare(const struct cuda_device *d, const struct product_arrays *a,
+                           const float *sums, size_t n, int n_columns, bool gated)
+{
+    compare_kernel<T><<<blocks_of(n + (size_t)n_columns), 256, 0, d->stream>>>(
+        a->n_wrong, (const Out *)a->y, sums, n, n_columns, gated);
+    CUDA_CHECK_LAUNCH();
+}
+
+/* Prints what came out and frees the arrays; whether all was right. */
+static bool arrays_end(const struct cuda_device *d, struct product_arrays *a,
+                       const struct product_case *c, float error)
+{
+    int n_wrong;
+    CUDA_CHECK(cudaStreamSynchronize(d->stream));
+    CUDA_CHECK(cudaMemcpy(&n_wrong, a->n_wrong, sizeof(int), cudaMemcpyDeviceToHost));
+    bool good = n_wrong == 0 && error < MAX_ERROR;
+    printf("%-4s %s %dx%d in %d parts: %d bytes differ, error %.1e\n", good ? "ok" : "FAIL",
+           dtype_name(d->base.act_dtype), c->n_out, c->n_in, c->n_parts, n_wrong, error);
+    fflush(stdout);
+    void *const memory[] = {a->x, a->w, a->y, a->chain, a->error, a->n_wrong};
+    for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+        gpu_free(memory[i]);
+    return good;
 }
 
 #endif
