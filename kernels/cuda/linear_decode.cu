@@ -19,14 +19,13 @@
  */
 #include "kernels/cuda/linear_decode.cuh"
 #include "kernels/cuda/linear_decode_heads.cuh"
+#include "kernels/cuda/linear_tiles.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/silu_mul.cuh"
 #include "kernels/cuda/tensor_map.cuh"
 
 #define X_ROWS         64
-#define PANEL_COLUMNS  64  /* the most that swizzled boxes have */
-#define MAX_PANELS     4   /* of a stage                        */
-#define PANEL_ROW      128 /* bytes */
+#define MAX_PANELS     4 /* of a stage */
 #define TILE_ALIGNMENT 1024
 #define MAX_STAGES     32
 #define N_CONSUMERS    128
@@ -156,53 +155,21 @@ static __device__ __forceinline__ void copy_tiles(struct walk at, const struct p
 
 /* ---- a thread's patch of a tile of y ---- */
 
-/* Its sums are c[i][2 half] and c[i][2 half + 1], in row + 8 half, column + 8 i and the next, with
- * rows of all parts one below the other. */
-struct patch {
-    int row, column, end_row;
-};
-
+/* Rows of all parts are one below the other. */
 static __device__ __forceinline__ struct patch patch_of(const struct walk *at,
                                                         const struct product_params *p)
 {
     int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP;
     int first = (int)blockIdx.y * p->n_rows;
-    return {first + at->row + warp * 16 + lane / 4, at->column + lane % 4 * 2,
-            first + min(at->row + p->x_rows, p->n_rows)};
-}
-
-static __device__ __forceinline__ bool is_inside(const struct patch *t,
-                                                 const struct product_params *p, int half, int i)
-{
-    return t->row + half * 8 < t->end_row && t->column + i * 8 < p->n_columns;
-}
-
-/* Where the two neighbours are in y. */
-template <typename Out>
-static __device__ __forceinline__ Out *place_of(const struct patch *t,
-                                                const struct product_params *p, int half, int i)
-{
-    return (Out *)p->y + (size_t)(t->row + half * 8) * p->n_columns + t->column + i * 8;
+    return {p->y,
+            p->n_columns,
+            first + at->row + warp * 16 + lane / 4,
+            at->column + lane % 4 * 2,
+            first + min(at->row + p->x_rows, p->n_rows),
+            p->use == STORE_F32};
 }
 
 /* ---- products ---- */
-
-template <typename T, int W_ROWS>
-static __device__ __forceinline__ void multiply_rows(float c[W_ROWS / 8][4], uint32_t x, uint32_t w)
-{
-    if (W_ROWS == 16)
-        multiply_tiles_16(c, x, w, T());
-    if (W_ROWS == 32)
-        multiply_tiles_32(c, x, w, T());
-    if (W_ROWS == 48)
-        multiply_tiles_48(c, x, w, T());
-    if (W_ROWS == 64)
-        multiply_tiles_64(c, x, w, T());
-    if (W_ROWS == 96)
-        multiply_tiles_96(c, x, w, T());
-    if (W_ROWS == 128)
-        multiply_tiles_128(c, x, w, T());
-}
 
 /* c += x w^T for the columns of a stage. x, w: addresses / 16 */
 template <typename T, int W_ROWS, int PANELS>
@@ -214,28 +181,6 @@ static __device__ __forceinline__ void multiply_stage(float c[W_ROWS / 8][4], ui
         int panel = i / 4, columns = i % 4 * 2;
         multiply_rows<T, W_ROWS>(c, x + panel * x_rows * (PANEL_ROW / 16) + columns,
                                  w + panel * W_ROWS * (PANEL_ROW / 16) + columns);
-    }
-}
-
-/* ---- what becomes of the sums ---- */
-
-/* The first 8 TILES columns. */
-template <typename T, int TILES>
-static __device__ __forceinline__ void
-store_sums(const float c[TILES][4], const struct product_params *p, const struct patch *t)
-{
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-#pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            float first = c[i][half * 2], second = c[i][half * 2 + 1];
-            if (!is_inside(t, p, half, i))
-                continue;
-            if (p->use == STORE_F32)
-                *(float2 *)place_of<float>(t, p, half, i) = make_float2(first, second);
-            else
-                *(uint32_t *)place_of<T>(t, p, half, i) = pack_pair(first, second, T());
-        }
     }
 }
 
@@ -275,9 +220,9 @@ static __device__ __forceinline__ void multiply_tiles(struct walk at,
             finish_heads<T>(c, &terms, &p->heads, &h, &e);
         } else if (p->use == STORE_GATED) {
             gate_sums<T, W_ROWS>(c);
-            store_sums<T, W_ROWS / 16>(c, p, &t);
+            store_sums<T, W_ROWS / 16>(c, &t);
         } else {
-            store_sums<T, W_ROWS / 8>(c, p, &t);
+            store_sums<T, W_ROWS / 8>(c, &t);
         }
     }
 }

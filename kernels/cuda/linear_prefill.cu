@@ -3,29 +3,34 @@
  * In a block of threads two threads start copies of boxes of x and W, 64 columns at a time, into a
  * ring of stages, and one or two warp groups multiply what has arrived, 64 rows of x by W_ROWS rows
  * of W in a product. Blocks stay, and take one tile of y after another. The two blocks of a cluster
- * have tiles side by side: each copies half of their rows of x, to both.
+ * have tiles beside each other and share rows of x, or above each other and share rows of W: each
+ * copies half of these, to both.
  *
  * The tensor cores should not wait while sums are added, gated and stored. There are two ways:
  *  - the groups share a tile, and a group finishes a part of its sums, or a tile, when it has
  *    started the first products of the next, whose sums are in other registers;
  *  - they take turns, each with tiles of its own: one finishes a tile while the other multiplies.
- * The second hides more, but its larger tiles leave no registers for a sum in parts. Few tiles are
- * cut smaller, for one group, so that there are as many as blocks. All give the same bits.
+ * The second hides more, but its larger tiles leave no registers for a sum in parts. The largest
+ * tiles, which the groups share, leave none for the next: they are for blocks that take one. Few
+ * tiles are cut smaller, so that there are as many as blocks. All give the same bits.
+ *
+ * 8192 rows of 24576x4096 leave the card's power for 1.3 GHz, and the tensor cores busy for 97 % of
+ * that: there a tile is the faster the less it copies and reads for each product.
  *
  * The kernel may start while earlier ones end: as much of W as the ring holds is copied at once, x
  * after previous_kernel_wait(). Times: results/bench/h200-linear.md.
  */
 #include "kernels/cuda/linear_prefill.cuh"
+#include "kernels/cuda/linear_tiles.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/silu_mul.cuh"
 #include "kernels/cuda/tensor_map.cuh"
 
-#define PANEL_COLUMNS 64  /* the most that swizzled boxes have */
-#define PANEL_ROW     128 /* bytes */
 #define GROUP_WARPS   4
 #define GROUP_THREADS (GROUP_WARPS * CUDA_WARP)
 #define PRODUCT_ROWS  64 /* of x */
 #define CLUSTER       2  /* blocks */
+#define ALL_BLOCKS    ((1 << CLUSTER) - 1)
 
 /* Tiles of y are taken in bands of so many above one another, so that what the blocks read at a
  * time of x and W stays in the L2 cache. */
@@ -49,19 +54,32 @@ struct product_maps {
     CUtensorMap x, w;
 };
 
-/* How GROUPS warp groups take tiles: one tile together, or, TURNS, one each. */
-template <int GROUPS, bool TURNS, int W_ROWS> struct tile_shape {
-    static constexpr int groups = GROUPS, w_rows = W_ROWS;
-    static constexpr bool turns = TURNS;
-    static constexpr int n_products = TURNS ? 2 : 1; /* of a group, above one another */
-    static constexpr int x_rows = PRODUCT_ROWS * (TURNS ? n_products : GROUPS);
+/* How warp groups take tiles of y, and their sums. */
+enum tile_way {
+    TOGETHER_IN_PARTS, /* a group keeps what it has of a tile while it goes on with the next */
+    TOGETHER,
+    IN_TURNS,
+};
+
+/* Each of GROUPS warp groups has PRODUCTS products above one another. SHARES_W: of what the blocks
+ * of a cluster share, rows of W, or else x. */
+template <int GROUPS, int PRODUCTS, int W_ROWS, enum tile_way WAY, bool SHARES_W>
+struct tile_shape {
+    static constexpr int groups = GROUPS, n_products = PRODUCTS, w_rows = W_ROWS;
+    static constexpr enum tile_way way = WAY;
+    static constexpr bool shares_w = SHARES_W;
+    static constexpr int group_rows = PRODUCT_ROWS * PRODUCTS;
+    static constexpr int x_rows = group_rows * (WAY == IN_TURNS ? 1 : GROUPS);
+    /* Tiles of a cluster, above and beside one another. */
+    static constexpr int n_above = SHARES_W ? CLUSTER : 1;
+    static constexpr int n_beside = CLUSTER / n_above;
     /* A stage is [x_rows][PANEL_ROW bytes] of x, then [w_rows][PANEL_ROW bytes] of W; as many as
      * there is room for in the 227 KB that a block can have. */
     static constexpr int x_bytes = x_rows * PANEL_ROW;
     static constexpr int stage_bytes = x_bytes + W_ROWS * PANEL_ROW;
     static constexpr int n_stages = (227 * 1024 - 512) / stage_bytes;
     /* Warps that use a stage, those of both blocks. */
-    static constexpr int n_releases = CLUSTER * (TURNS ? 1 : GROUPS) * GROUP_WARPS;
+    static constexpr int n_releases = CLUSTER * (WAY == IN_TURNS ? 1 : GROUPS) * GROUP_WARPS;
     static constexpr int n_threads = (GROUPS + 1) * GROUP_THREADS;
 };
 
@@ -154,6 +172,11 @@ static __device__ __forceinline__ int tile_step(void)
     return (int)gridDim.x / CLUSTER;
 }
 
+static __device__ __forceinline__ int cluster_rank(void)
+{
+    return (int)blockIdx.x % CLUSTER;
+}
+
 template <typename S>
 static __device__ __forceinline__ struct place tile_place(const struct product_params *p, int tile)
 {
@@ -161,7 +184,9 @@ static __device__ __forceinline__ struct place tile_place(const struct product_p
     int band = tile / (BAND * n_beside), in_band = tile - band * BAND * n_beside;
     int band_rows = min(BAND, p->n_x_tiles - band * BAND);
     int column = in_band / band_rows, row = band * BAND + in_band - column * band_rows;
-    return {row * S::x_rows, (column * CLUSTER + (int)blockIdx.x % CLUSTER) * p->tile_columns};
+    row = row * S::n_above + (S::shares_w ? cluster_rank() : 0);
+    column = column * S::n_beside + (S::shares_w ? 0 : cluster_rank());
+    return {row * S::x_rows, column * p->tile_columns};
 }
 
 /* ---- copies --------------------------------------------------------------------------------- */
@@ -191,33 +216,45 @@ static __device__ __forceinline__ void walk_next(struct walk *at, const struct p
     }
 }
 
-/* By one thread: the rows of W of all tiles of a block. */
+/* By one thread: the rows of W of all tiles of a block, or this block's share of them, to both. A
+ * share of gated ones is the gates, or what they gate. */
 template <typename S>
 static __device__ __forceinline__ void copy_w(struct walk at, const struct product_params *p,
                                               const CUtensorMap *map)
 {
+    constexpr int n_rows = S::w_rows / CLUSTER;
+    int rank = cluster_rank(), half = p->use == STORE_GATED ? rank : 0;
+    int further = p->use == STORE_GATED ? 0 : rank * n_rows;
     for (; at.tile < p->n_tiles; walk_next<S>(&at, p)) {
-        uint32_t arrived = ring_arrived(&at.ring);
+        uint32_t arrived = ring_arrived(&at.ring), to = ring_stage<S>(&at.ring) + S::x_bytes;
+        int column = at.chunk * PANEL_COLUMNS;
         copy_barrier_wait(ring_released(&at.ring), at.ring.parity ^ 1);
         copy_barrier_arrive_expecting(arrived, S::stage_bytes);
-        copy_block(ring_stage<S>(&at.ring) + S::x_bytes, map, at.chunk * PANEL_COLUMNS,
-                   at.place.column, 0, arrived);
+        if constexpr (S::shares_w)
+            copy_block_to_blocks(to + rank * n_rows * PANEL_ROW, map, column,
+                                 at.place.column + further, half, arrived, ALL_BLOCKS);
+        else
+            copy_block(to, map, column, at.place.column, 0, arrived);
     }
 }
 
-/* By one thread: this block's share of the rows of x, to both. They may be there before the rows of
- * W have been announced. */
+/* By one thread: the same for x. What the other block copies may be there before this one has
+ * announced the bytes of a stage. */
 template <typename S>
 static __device__ __forceinline__ void copy_x(struct walk at, const struct product_params *p,
                                               const CUtensorMap *map)
 {
     constexpr int n_rows = S::x_rows / CLUSTER;
-    int first = (int)(blockIdx.x % CLUSTER) * n_rows;
+    int first = cluster_rank() * n_rows;
     for (; at.tile < p->n_tiles; walk_next<S>(&at, p)) {
+        uint32_t arrived = ring_arrived(&at.ring), to = ring_stage<S>(&at.ring);
+        int column = at.chunk * PANEL_COLUMNS;
         copy_barrier_wait(ring_released(&at.ring), at.ring.parity ^ 1);
-        copy_box_to_blocks(ring_stage<S>(&at.ring) + first * PANEL_ROW, map,
-                           at.chunk * PANEL_COLUMNS, at.place.row + first, ring_arrived(&at.ring),
-                           (1 << CLUSTER) - 1);
+        if constexpr (S::shares_w)
+            copy_block(to, map, column, at.place.row, 0, arrived);
+        else
+            copy_block_to_blocks(to + first * PANEL_ROW, map, column, at.place.row + first, 0,
+                                 arrived, ALL_BLOCKS);
     }
 }
 
@@ -229,10 +266,13 @@ run_copies(const struct ring *ring, const struct product_params *p, const struct
 {
     int warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x / CUDA_WARP % GROUP_WARPS, 0);
     bool copies = threadIdx.x % CUDA_WARP == 0;
+    if constexpr (S::shares_w)
+        cluster_wait_arrived();
     if (warp == 0 && copies)
         copy_w<S>(walk_start<S>(ring, p), p, &maps->w);
     __syncwarp();
-    cluster_wait_arrived();
+    if constexpr (!S::shares_w)
+        cluster_wait_arrived();
     if (warp == 1 && copies) {
         previous_kernel_wait();
         copy_x<S>(walk_start<S>(ring, p), p, &maps->x);
@@ -254,15 +294,6 @@ struct work {
     int first_row; /* of x in a stage                                    */
     int tile, part;
 };
-
-template <typename T, int W_ROWS, bool ADD>
-static __device__ __forceinline__ void multiply_rows(float c[W_ROWS / 8][4], uint32_t x, uint32_t w)
-{
-    if constexpr (W_ROWS == 64)
-        multiply_tiles_64<ADD>(c, x, w, T());
-    else
-        multiply_tiles_128<ADD>(c, x, w, T());
-}
 
 /* Starts s += x w^T for the next 64 columns, or s = x w^T, and waits for the products before it. */
 template <typename T, typename S, bool ADD>
@@ -297,31 +328,6 @@ template <typename S> static __device__ __forceinline__ void sums_end(struct sum
 
 /* ---- what becomes of the sums --------------------------------------------------------------- */
 
-/* The first 8 TILES columns of the group's rows. place: of the tile's first column in the group's
- * first row. */
-template <typename T, int TILES>
-static __device__ __forceinline__ void
-store_sums(const float c[TILES][4], const struct product_params *p, struct place place)
-{
-    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP % GROUP_WARPS;
-    int column = place.column + lane % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int row = place.row + warp * 16 + lane / 4 + half * 8;
-        size_t at = (size_t)row * p->n_columns + column;
-#pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            float first = c[i][half * 2], second = c[i][half * 2 + 1];
-            if (row >= p->n_rows || column + i * 8 >= p->n_columns)
-                continue;
-            if (p->use == STORE_F32)
-                *(float2 *)((float *)p->y + at + i * 8) = make_float2(first, second);
-            else
-                *(uint32_t *)((T *)p->y + at + i * 8) = pack_pair(first, second, T());
-        }
-    }
-}
-
 /* Word i of lane j of four neighbours goes to word j of lane i. */
 static __device__ __forceinline__ void transpose_words(uint32_t v[4])
 {
@@ -341,7 +347,7 @@ static __device__ __forceinline__ void transpose_words(uint32_t v[4])
         }
 }
 
-/* The same, rounded to T, by stores of 16 bytes: rows of y are a multiple of that. */
+/* As store_sums(), rounded to T, by stores of 16 bytes: rows of y are a multiple of that. */
 template <typename T, int TILES>
 static __device__ __forceinline__ void
 store_sums_rounded(const float c[TILES][4], const struct product_params *p, struct place place)
@@ -365,14 +371,25 @@ store_sums_rounded(const float c[TILES][4], const struct product_params *p, stru
     }
 }
 
+/* The first 8 TILES columns of the group's rows. place: of the tile's first column in the group's
+ * first row. */
 template <typename T, int TILES>
 static __device__ __forceinline__ void
 store_tiles(const float c[TILES][4], const struct product_params *p, struct place place)
 {
+    int lane = threadIdx.x % CUDA_WARP, warp = threadIdx.x / CUDA_WARP % GROUP_WARPS;
+    const struct patch patch = {
+        p->y,
+        p->n_columns,
+        place.row + warp * 16 + lane / 4,
+        place.column + lane % 4 * 2,
+        p->n_rows,
+        p->use == STORE_F32,
+    };
     if (p->use != STORE_F32 && p->n_columns % 8 == 0)
         store_sums_rounded<T, TILES>(c, p, place);
     else
-        store_sums<T, TILES>(c, p, place);
+        store_sums<T, TILES>(c, &patch);
 }
 
 /* place: of the group's first row */
@@ -483,35 +500,46 @@ static __device__ __forceinline__ void run_shared_tiles(struct work g,
         continue;
 }
 
-/* ---- tiles in turns ------------------------------------------------------------------------- */
+/* ---- tiles of whole sums -------------------------------------------------------------------- */
 
 /* A number of barrier_wait(): that of a group whose turn it is. */
 #define TURN_BARRIER 1
 
-/* By a warp group: every other tile of a block. It multiplies when the other has started all
- * products of the tile before: until then the parity of the ring's barriers would mislead it. */
+/* By a warp group: a tile. In turns it multiplies when the other has started all products of the
+ * tile before: until then the parity of the ring's barriers would mislead it. */
 template <typename T, typename S>
-static __device__ __forceinline__ void run_turns(struct work g, int group,
-                                                 const struct product_params *p)
+static __device__ __forceinline__ void run_tile(struct work *g, int group, bool is_last,
+                                                const struct product_params *p)
 {
-    g.tile += group * tile_step();
-    ring_advance<S>(&g.ring, group * p->n_chunks);
-    for (; g.tile < p->n_tiles; g.tile += 2 * tile_step()) {
-        struct place place = tile_place<S>(p, g.tile);
-        struct sums<S> s;
-        if (g.tile != first_tile())
-            barrier_wait(TURN_BARRIER + group, 2 * GROUP_THREADS);
-        multiply_chunk<T, S, false>(s, &g);
-        for (int i = 1; i < p->n_chunks; i++)
-            multiply_chunk<T, S, true>(s, &g);
-        if (g.tile + tile_step() < p->n_tiles)
-            barrier_arrive(TURN_BARRIER + (group ^ 1), 2 * GROUP_THREADS);
-        group_multiply_wait<0>();
-        release_slot(g.used);
-        g.used = 0;
-        sums_end(s);
-        ring_advance<S>(&g.ring, p->n_chunks);
-        store_tile<T>(s, p, place);
+    struct place place = tile_place<S>(p, g->tile);
+    struct sums<S> s;
+    if (S::way == IN_TURNS && g->tile != first_tile())
+        barrier_wait(TURN_BARRIER + group, 2 * GROUP_THREADS);
+    multiply_chunk<T, S, false>(s, g);
+    for (int i = 1; i < p->n_chunks; i++)
+        multiply_chunk<T, S, true>(s, g);
+    if (S::way == IN_TURNS && !is_last)
+        barrier_arrive(TURN_BARRIER + (group ^ 1), 2 * GROUP_THREADS);
+    group_multiply_wait<0>();
+    release_slot(g->used);
+    g->used = 0;
+    sums_end(s);
+    place.row += g->first_row;
+    store_tile<T>(s, p, place);
+}
+
+/* By a warp group: all tiles of a block, or every other one. */
+template <typename T, typename S>
+static __device__ __forceinline__ void run_whole_tiles(struct work g, int group,
+                                                       const struct product_params *p)
+{
+    constexpr int n_turns = S::way == IN_TURNS ? 2 : 1;
+    int n_before = S::way == IN_TURNS ? group : 0;
+    g.tile += n_before * tile_step();
+    ring_advance<S>(&g.ring, n_before * p->n_chunks);
+    for (; g.tile < p->n_tiles; g.tile += n_turns * tile_step()) {
+        run_tile<T, S>(&g, group, g.tile + tile_step() >= p->n_tiles, p);
+        ring_advance<S>(&g.ring, (n_turns - 1) * p->n_chunks);
     }
 }
 
@@ -545,12 +573,13 @@ static __global__ void __launch_bounds__(S::n_threads, 1)
     if (group < S::groups) {
         if constexpr (S::groups == 2)
             registers_grow<MULTIPLY_REGISTERS>();
-        struct work g = {ring, 0, S::turns ? 0 : group * PRODUCT_ROWS, first_tile(), 0};
+        int first_row = S::way == IN_TURNS ? 0 : group * S::group_rows;
+        struct work g = {ring, 0, first_row, first_tile(), 0};
         cluster_wait_arrived();
-        if constexpr (S::turns)
-            run_turns<T, S>(g, group, &p);
-        else
+        if constexpr (S::way == TOGETHER_IN_PARTS)
             run_shared_tiles<T, S>(g, &p);
+        else
+            run_whole_tiles<T, S>(g, group, &p);
     } else {
         if constexpr (S::groups == 2)
             registers_shrink<COPY_REGISTERS>();
@@ -564,33 +593,29 @@ static __global__ void __launch_bounds__(S::n_threads, 1)
 
 /* ---- launch --------------------------------------------------------------------------------- */
 
-static void map_x(CUtensorMap *map, const struct linear_prefill_args *args, int box_rows)
+/* Boxes of box_rows rows of `halves` equal parts of a matrix [n_rows, n_in], box_halves of them. */
+static void map_rows(CUtensorMap *map, const void *rows, int n_rows, int n_in, int halves,
+                     int box_rows, int box_halves)
 {
-    const struct tensor_layout layout = {
-        .n_dims = 2,
-        .size = {(size_t)args->n_in, (size_t)args->n_rows},
-        .stride_bytes = {(size_t)args->n_in * 2},
-        .box = {PANEL_COLUMNS, box_rows},
-        .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
-        .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-    };
-    tensor_map_init(map, args->x, &layout);
-}
-
-/* With gates: half of a box's rows from each half of W. */
-static void map_w(CUtensorMap *map, const struct linear_prefill_args *args, int box_rows)
-{
-    int halves = args->gated ? 2 : 1;
-    size_t row = (size_t)args->n_in * 2, n_rows = (size_t)(args->n_out / halves);
+    size_t row = (size_t)n_in * 2, half_rows = (size_t)(n_rows / halves);
     const struct tensor_layout layout = {
         .n_dims = 3,
-        .size = {(size_t)args->n_in, n_rows, (size_t)halves},
-        .stride_bytes = {row, n_rows * row},
-        .box = {PANEL_COLUMNS, box_rows / halves, halves},
+        .size = {(size_t)n_in, half_rows, (size_t)halves},
+        .stride_bytes = {row, half_rows * row},
+        .box = {PANEL_COLUMNS, box_rows, box_halves},
         .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
         .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
     };
-    tensor_map_init(map, args->w, &layout);
+    tensor_map_init(map, rows, &layout);
+}
+
+template <typename S> static struct product_maps make_maps(const struct linear_prefill_args *args)
+{
+    struct product_maps m;
+    int halves = args->gated ? 2 : 1, w_rows = S::w_rows / (S::shares_w ? CLUSTER : halves);
+    map_rows(&m.x, args->x, args->n_rows, args->n_in, 1, S::x_rows / S::n_beside, 1);
+    map_rows(&m.w, args->w, args->n_out, args->n_in, halves, w_rows, S::shares_w ? 1 : halves);
+    return m;
 }
 
 template <typename S>
@@ -604,8 +629,8 @@ static struct product_params make_params(const struct linear_prefill_args *args)
     p.n_parts = args->n_parts;
     p.n_chunks = args->n_in / args->n_parts / PANEL_COLUMNS;
     p.tile_columns = args->gated ? S::w_rows / 2 : S::w_rows;
-    p.n_x_tiles = CEIL_DIV(args->n_rows, S::x_rows);
-    p.n_tiles = p.n_x_tiles * CEIL_DIV(p.n_columns, CLUSTER * p.tile_columns);
+    p.n_x_tiles = CEIL_DIV(args->n_rows, S::n_above * S::x_rows);
+    p.n_tiles = p.n_x_tiles * CEIL_DIV(p.n_columns, S::n_beside * p.tile_columns);
     return p;
 }
 
@@ -613,37 +638,61 @@ template <typename T, typename S>
 static void launch(const struct cuda_device *d, const struct linear_prefill_args *args)
 {
     const struct product_params p = make_params<S>(args);
-    struct product_maps maps;
-    map_x(&maps.x, args, S::x_rows / CLUSTER);
-    map_w(&maps.w, args, S::w_rows);
+    const struct product_maps maps = make_maps<S>(args);
     int n_blocks = CLUSTER * MIN(p.n_tiles, d->n_sms / CLUSTER);
     cuda_launch_early_clusters(d, linear_prefill_kernel<T, S>, dim3((unsigned)n_blocks), CLUSTER,
                                S::n_threads, sizeof(struct prefill_shared<S>), p, maps);
 }
 
-/* Whether a device has a block for each tile of this shape. */
+/* Tiles of this shape that a block takes, at most. */
 template <typename S>
-static bool has_block_each(const struct cuda_device *d, const struct linear_prefill_args *args)
+static int n_rounds(const struct cuda_device *d, const struct linear_prefill_args *args)
 {
-    return make_params<S>(args).n_tiles <= d->n_sms / CLUSTER;
+    return CEIL_DIV(make_params<S>(args).n_tiles, d->n_sms / CLUSTER);
+}
+
+/* Large tiles of whole sums. Wider ones are the faster in the long run, but not where their last
+ * round leaves more of the blocks idle: 8192 rows of 24576x4096, gated, take 2481 us with 128x128,
+ * 2434 with 128x192, 2510 with 256x192; 2048 rows of 4096x1024 23.2, 25.1 and 37.1. The widest are
+ * for all rows of x at once, so that W is read once: 256 rows of 24576x4096, gated, take 86, 83 and
+ * 72 us (H200). */
+template <typename T>
+static void launch_large_tiles(const struct cuda_device *d, const struct linear_prefill_args *args)
+{
+    using wide = tile_shape<2, 2, 128, IN_TURNS, false>;
+    using wider = tile_shape<2, 2, 192, IN_TURNS, false>;
+    using widest = tile_shape<2, 2, 192, TOGETHER, false>;
+    int wide_columns = n_rounds<wide>(d, args) * wide::w_rows;
+    int wider_columns = n_rounds<wider>(d, args) * wider::w_rows;
+    bool has_all_rows = args->n_rows <= widest::x_rows && n_rounds<widest>(d, args) == 1;
+    if (has_all_rows && n_rounds<wider>(d, args) > 1)
+        launch<T, widest>(d, args);
+    else if (wide_columns < wider_columns - wider_columns / 16)
+        launch<T, wide>(d, args);
+    else
+        launch<T, wider>(d, args);
 }
 
 /* The smallest tiles of which a block takes one, or else large ones. 512 and 1024 rows of 1024x2048
  * in four parts take 6.6 and 11.4 us with 64x64, 7.0 and 7.6 with 64x128, 11.5 and 11.8 with
- * 128x128 (H200). */
+ * 128x128. Where a cluster can have all rows of x, W is read once: 256 rows of 4096x4096 take 14.8
+ * us with 128x64 in this way, 20.8 with 64x128 (H200). */
 template <typename T>
 static void launch_tiles(const struct cuda_device *d, const struct linear_prefill_args *args)
 {
-    using smallest = tile_shape<1, false, 64>;
-    using small = tile_shape<1, false, 128>;
-    if (has_block_each<smallest>(d, args))
+    using all_rows = tile_shape<2, 1, 64, TOGETHER_IN_PARTS, true>;
+    using smallest = tile_shape<1, 1, 64, TOGETHER_IN_PARTS, false>;
+    using small = tile_shape<1, 1, 128, TOGETHER_IN_PARTS, false>;
+    if (args->n_rows <= CLUSTER * all_rows::x_rows && n_rounds<all_rows>(d, args) == 1)
+        launch<T, all_rows>(d, args);
+    else if (n_rounds<smallest>(d, args) == 1)
         launch<T, smallest>(d, args);
-    else if (has_block_each<small>(d, args))
+    else if (n_rounds<small>(d, args) == 1)
         launch<T, small>(d, args);
     else if (args->n_parts > 1)
-        launch<T, tile_shape<2, false, 128>>(d, args);
+        launch<T, tile_shape<2, 1, 128, TOGETHER_IN_PARTS, false>>(d, args);
     else
-        launch<T, tile_shape<2, true, 128>>(d, args);
+        launch_large_tiles<T>(d, args);
 }
 
 bool linear_prefill_can(const struct cuda_device *d, int n_out, int n_in, int n_parts)

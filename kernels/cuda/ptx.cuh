@@ -342,15 +342,15 @@ static __device__ __forceinline__ void copy_barrier_arrive_at_peer(uint32_t barr
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* copy_box_kept() to all blocks of the cluster in the set of ranks `blocks`, at once: each gets the
+/* copy_block() to all blocks of the cluster in the set of ranks `blocks`, at once: each gets the
  * box, and its bytes on the barrier, at these addresses of its own memory. */
-static __device__ __forceinline__ void copy_box_to_blocks(uint32_t to, const CUtensorMap *map,
-                                                          int column, int row, uint32_t barrier,
-                                                          uint16_t blocks)
+static __device__ __forceinline__ void copy_block_to_blocks(uint32_t to, const CUtensorMap *map,
+                                                            int x, int y, int z, uint32_t barrier,
+                                                            uint16_t blocks)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
                  : "memory");
 }
 
@@ -529,6 +529,7 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 #define EIGHT_TILES(mode, c, n)   FOUR_TILES(mode, c, n), FOUR_TILES(mode, c, n + 4)
 #define TWELVE_TILES(mode, c, n)  EIGHT_TILES(mode, c, n), FOUR_TILES(mode, c, n + 8)
 #define SIXTEEN_TILES(mode, c, n) EIGHT_TILES(mode, c, n), EIGHT_TILES(mode, c, n + 8)
+#define MOST_TILES(mode, c, n)    SIXTEEN_TILES(mode, c, n), EIGHT_TILES(mode, c, n + 16)
 #define FIRST_8                   "%0, %1, %2, %3, %4, %5, %6, %7"
 #define FIRST_16                  FIRST_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define FIRST_24                  FIRST_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -537,6 +538,9 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
     FIRST_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define FIRST_64                                                                                   \
     FIRST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FIRST_96                                                                                   \
+    FIRST_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"    \
+             ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
 /* For b: 16 x columns, group_operand():
@@ -627,7 +631,8 @@ DEFINE_GROUP_PRODUCTS(__half, "f16")
     DEFINE_TILE_PRODUCT(48, type, name, SIX_TILES, FIRST_24, "%24", "%25")                         \
     DEFINE_TILE_PRODUCT(64, type, name, EIGHT_TILES, FIRST_32, "%32", "%33")                       \
     DEFINE_TILE_PRODUCT(96, type, name, TWELVE_TILES, FIRST_48, "%48", "%49")                      \
-    DEFINE_TILE_PRODUCT(128, type, name, SIXTEEN_TILES, FIRST_64, "%64", "%65")
+    DEFINE_TILE_PRODUCT(128, type, name, SIXTEEN_TILES, FIRST_64, "%64", "%65")                    \
+    DEFINE_TILE_PRODUCT(192, type, name, MOST_TILES, FIRST_96, "%96", "%97")
 
 DEFINE_TILE_PRODUCTS(__nv_bfloat16, "bf16")
 DEFINE_TILE_PRODUCTS(__half, "f16")
