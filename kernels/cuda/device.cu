@@ -225,6 +225,13 @@ static int grow(struct device *device, void **memory, size_t *have, size_t neede
     return 0;
 }
 
+static int grow_gates(struct device *device, const struct step_limits *limits)
+{
+    struct cuda_device *d = cuda_device(device);
+    return grow(device, &d->gate_workspace, &d->gate_workspace_bytes,
+                cuda_gate_workspace_bytes(d, limits));
+}
+
 int cuda_reserve(struct device *device, const struct step_limits *limits)
 {
     struct cuda_device *d = cuda_device(device);
@@ -233,8 +240,7 @@ int cuda_reserve(struct device *device, const struct step_limits *limits)
              cuda_attention_workspace(limits)) != 0 ||
         grow(device, &d->sample_workspace, &d->sample_workspace_bytes,
              cuda_sample_workspace_bytes(limits)) != 0 ||
-        grow(device, &d->gate_workspace, &d->gate_workspace_bytes,
-             cuda_gate_workspace_bytes(d, limits)) != 0)
+        grow_gates(device, limits) != 0 || cuda_linear_reserve(d, limits) != 0)
         return -1;
-    return cuda_linear_reserve(d, limits);
+    return grow_gates(device, limits); /* what was chosen may need more */
 }

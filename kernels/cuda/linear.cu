@@ -178,24 +178,50 @@ int cuda_linear_reserve(struct cuda_device *d, const struct step_limits *limits)
     for (size_t i = 0; i < l->n_shapes; i++) {
         const struct shape *s = &l->shape[i];
         bool logits = s->n_out == limits->vocab && !s->gated;
-        int max_rows = s->gated ? MIN(limits->max_tokens, LINEAR_GATE_ROWS) : limits->max_tokens;
         if (s->data && !get_plan(d, s, logits ? DTYPE_F32 : d->base.act_dtype,
-                                 logits ? limits->max_rows : max_rows))
+                                 logits ? limits->max_rows : limits->max_tokens))
             return -1;
     }
     return 0;
 }
 
+/* Whether gates are a kernel of their own, which reads what the product left in scratch memory. */
+static bool leaves_gates(const struct plan *p, const struct algorithm *algo, const float *bias)
+{
+    return p->shape.gated && (p->plain || algo->kind == OF_LIBRARY || bias);
+}
+
+/* Whether gates are left for more rows than a self-check has. */
+static bool leaves_many_gates(const struct plan *p)
+{
+    for (int range = linear_range_of(LINEAR_CHECK_ROWS) + 1; range < p->n_ranges; range++) {
+        if (leaves_gates(p, &p->algo[range], NULL))
+            return true;
+    }
+    return false;
+}
+
+/* Of a gated product before it is gated. */
+static size_t gate_bytes(const struct cuda_device *d, const struct product_shape *s, int n_rows)
+{
+    return (size_t)n_rows * (size_t)s->n_out * dtype_bytes(d->base.act_dtype);
+}
+
 size_t cuda_gate_workspace_bytes(const struct cuda_device *d, const struct step_limits *limits)
 {
     const struct cuda_linear *l = d->linear;
-    int n_out = 0;
+    size_t bytes = 0;
     for (size_t i = 0; i < l->n_shapes; i++) {
-        if (l->shape[i].gated)
-            n_out = MAX(n_out, l->shape[i].n_out);
+        const struct product_shape s = {l->shape[i].n_out, l->shape[i].n_in, l->shape[i].gated,
+                                        d->base.act_dtype};
+        const struct plan *p = find_plan(l, &s);
+        int n_rows = LINEAR_CHECK_ROWS;
+        if (p && leaves_many_gates(p))
+            n_rows = MAX(n_rows, MIN(limits->max_tokens, LINEAR_GATE_ROWS));
+        if (s.gated)
+            bytes = MAX(bytes, gate_bytes(d, &s, n_rows));
     }
-    size_t n_rows = (size_t)MAX(MIN(limits->max_tokens, LINEAR_GATE_ROWS), LINEAR_CHECK_ROWS);
-    return n_rows * (size_t)n_out * dtype_bytes(d->base.act_dtype);
+    return bytes;
 }
 
 /* ---- the plain kernel ---- */
@@ -311,17 +337,10 @@ static cublasStatus_t multiply_by_library(const struct cuda_device *d, const str
                           LINEAR_WORKSPACE_BYTES, d->stream);
 }
 
-/* Of a gated product before it is gated. */
-static size_t gate_bytes(const struct cuda_device *d, const struct product_shape *s, int n_rows)
-{
-    return (size_t)n_rows * (size_t)s->n_out * dtype_bytes(d->base.act_dtype);
-}
-
 cublasStatus_t linear_run(const struct cuda_device *d, const struct plan *p,
                           const struct algorithm *algo, const struct product *product)
 {
-    bool own = !p->plain && algo->kind != OF_LIBRARY;
-    bool gate_apart = p->shape.gated && (!own || product->bias);
+    bool gate_apart = leaves_gates(p, algo, product->bias);
     bool gated = p->shape.gated && !gate_apart;
     void *y = gate_apart ? d->gate_workspace : product->y;
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
@@ -357,18 +376,29 @@ static const struct plan *need_plan(struct cuda_device *d, const struct linear_a
     return p;
 }
 
+/* The rows that one product can have: where it leaves gates, scratch memory may not hold all. */
+static int rows_at_once(const struct cuda_device *d, const struct plan *p,
+                        const struct linear_args *args)
+{
+    const struct algorithm *algo = &p->algo[linear_range_of(args->n_rows)];
+    size_t most = SIZE_MAX;
+    if (leaves_gates(p, algo, args->bias))
+        most = d->gate_workspace_bytes / gate_bytes(d, &p->shape, 1);
+    assert(most > 0);
+    return (int)MIN((size_t)args->n_rows, most);
+}
+
 void cuda_linear(struct device *device, const struct linear_args *args)
 {
     struct cuda_device *d = cuda_device(device);
     const struct weight *w = args->weight;
-    int at_once = w->gated ? MIN(args->n_rows, LINEAR_GATE_ROWS) : args->n_rows;
     if (args->n_rows == 0)
         return;
     assert(!w->gated || args->out_dtype == d->base.act_dtype);
-    const struct plan *p = need_plan(d, args, at_once);
+    const struct plan *p = need_plan(d, args, args->n_rows);
     size_t x_bytes = (size_t)w->n_in * dtype_bytes(d->base.act_dtype);
     size_t y_bytes = (size_t)product_columns(&p->shape) * dtype_bytes(args->out_dtype);
-    for (int row = 0; row < args->n_rows; row += at_once) {
+    for (int row = 0, at_once = rows_at_once(d, p, args); row < args->n_rows; row += at_once) {
         const struct product product = {.y = (char *)args->out + (size_t)row * y_bytes,
                                         .x = (const char *)args->x + (size_t)row * x_bytes,
                                         .w = w->data,

@@ -13,9 +13,9 @@
 #define LINEAR_RANGES          9                  /* of numbers of rows: see linear_choose.cu  */
 #define LINEAR_CHECK_ROWS      512                /* the most that a self-check multiplies     */
 
-/* Rows of a gated product in scratch memory at once: all of a step of the default size. 8192 rows
- * of 6144x1024 in pieces of 2048, which fit into the L2 cache, took 205 us; whole, the product
- * takes 133 and the gates 36 us (H200). */
+/* Rows in scratch memory at once where gates are a kernel of their own: all of a step of the
+ * default size. 8192 rows of 6144x1024 in pieces of 2048, which fit into the L2 cache, took 205 us;
+ * whole, the product takes 133 and the gates 36 us (H200). */
 #define LINEAR_GATE_ROWS 8192
 
 /* The smaller of the two tiles of products that go on with heads: that of heads of any size. */
@@ -52,7 +52,7 @@ struct product {
     const void *x; /* [n_rows, n_in]              */
     const void *w;
     const float *bias; /* [n_out] or NULL; with one, gates are a kernel of their own */
-    int n_rows;        /* gated: at most LINEAR_GATE_ROWS                            */
+    int n_rows;        /* gated: what scratch memory holds, where gates are left      */
 };
 
 static inline int product_columns(const struct product_shape *s)
