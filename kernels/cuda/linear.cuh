@@ -38,9 +38,10 @@ struct product_shape {
 
 struct plan {
     struct product_shape shape;
-    int n_ranges; /* with an algorithm: those that reserve() asked for  */
-    int n_parts;  /* chains of products that a sum is made of           */
-    bool plain;   /* no algorithm passes the self-check                 */
+    int n_ranges;       /* with an algorithm: those that reserve() asked for  */
+    int n_parts;        /* chains of products that a sum is made of           */
+    bool plain;         /* no algorithm passes the self-check                 */
+    bool library_first; /* where a range's algorithms are not timed           */
     cublasLtMatmulDesc_t product;
     struct algorithm algo[LINEAR_RANGES];
     int heads_tile[LINEAR_RANGES]; /* of products that go on with heads; 0: none pays */

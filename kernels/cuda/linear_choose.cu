@@ -5,11 +5,11 @@
  * shape one algorithm is chosen for each range of n_rows, once, before the first step: algorithms
  * that cut the sum are left out, and of the others a range takes the fastest whose results equal,
  * bit for bit, those of the shape's standard algorithm, the one of the longest range. Up to 256
- * rows the kernel of linear_decode.cu, with tiles of several sizes, is among them: the library's
- * algorithms turned out to add in its order. A gated product is chosen with its gate, which is a
- * kernel of its own behind the library's. Sums in parts come from linear_prefill.cu alone. What is
- * compared: rows that repeat with an odd period, so that a row is also seen at many places of a
- * tile.
+ * rows the kernel of linear_decode.cu, with tiles of several sizes, is among them, and for all
+ * numbers of rows that of linear_prefill.cu: the library's algorithms turned out to add in their
+ * order. A gated product is chosen with its gate, which is a kernel of its own behind the
+ * library's. Sums in parts come from linear_prefill.cu alone. What is compared: rows that repeat
+ * with an odd period, so that a row is also seen at many places of a tile.
  */
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -25,6 +25,13 @@
 /* The self-check: PERIOD different rows, as many as fit in CHECK_BYTES of results. */
 #define PERIOD      37
 #define CHECK_BYTES ((size_t)64 << 20)
+
+/* What is timed once for all longer ranges. It is over before the card's power limits its clock, as
+ * in long steps, and there the library loses less: 8192 rows of 6144x4096 take it 595 us and
+ * linear_prefill() 633. So that has to be clearly the faster, as it is with 2048 rows of 4096x1024:
+ * 23.2 us instead of 26.4 (H200). */
+#define MANY_ROWS   2048
+#define CLEAR_RATIO 0.95f
 
 /* The last n_rows of each range; the last range has no end and is tuned for LARGEST. Wider ranges
  * cost: 2048 rows of 1024x2048 take 22 us in a range up to 4096, 13 us in their own (H200). */
@@ -57,26 +64,13 @@ static bool cuts_sums(const cublasLtMatmulAlgo_t *algo)
     return parts > 1;
 }
 
-/* Sums in parts the library does not give; with gates, where the library has them in a kernel of
- * their own, linear_prefill() is the faster: 8192 rows of 6144x1024 in 141 us instead of 165, 2048
- * in 37 us instead of 45 (H200). */
-static bool takes_prefill(const struct cuda_device *d, const struct plan *p)
-{
-    return p->n_parts > 1 ||
-           (p->shape.gated && linear_prefill_can(d, p->shape.n_out, p->shape.n_in, p->n_parts));
-}
-
-/* Algorithms for any number of rows: linear_prefill(), then the library's, the fastest for n_rows
- * first by its estimate; returns how many. */
-static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cuda_device *d,
+/* The library's algorithms that do not cut sums, by its estimate the fastest for n_rows first;
+ * returns how many. */
+static int find_of_library(struct algorithm *out, int most, const struct cuda_device *d,
                            const struct plan *p, int n_rows)
 {
     struct linear_layouts l;
     int n_found = 0, n = 0;
-    if (takes_prefill(d, p))
-        out[n++] = (struct algorithm){.kind = OF_PREFILL, .tile_rows = 0, .library = {}};
-    if (p->n_parts > 1)
-        return n;
     linear_layouts_init(&l, d, &p->shape, n_rows);
     cublasLtMatmulPreference_t preference;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
@@ -94,10 +88,31 @@ static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cu
     CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
     if (status != CUBLAS_STATUS_SUCCESS)
         n_found = 0;
-    for (int i = 0; i < n_found && n < MAX_CANDIDATES; i++) {
+    for (int i = 0; i < n_found && n < most; i++) {
         if (found[i].state == CUBLAS_STATUS_SUCCESS && !cuts_sums(&found[i].algo))
             out[n++] =
                 (struct algorithm){.kind = OF_LIBRARY, .tile_rows = 0, .library = found[i].algo};
+    }
+    return n;
+}
+
+/* Algorithms for any number of rows, the likely ones first: that of linear_prefill() and the
+ * library's first, or the other way round, then more of the library's, which has none for sums in
+ * parts. Returns how many. */
+static int find_candidates(struct algorithm out[MAX_CANDIDATES], const struct cuda_device *d,
+                           const struct plan *p, int n_rows)
+{
+    int n = 0;
+    if (linear_prefill_can(d, p->shape.n_out, p->shape.n_in, p->n_parts))
+        out[n++] = (struct algorithm){.kind = OF_PREFILL, .tile_rows = 0, .library = {}};
+    if (p->n_parts > 1)
+        return n;
+    int n_own = n;
+    n += find_of_library(out + n, MAX_CANDIDATES - n, d, p, n_rows);
+    if (p->library_first && n_own > 0 && n > n_own) {
+        const struct algorithm own = out[0];
+        out[0] = out[1];
+        out[1] = own;
     }
     return n;
 }
@@ -113,14 +128,15 @@ static const char *const kind_name[] = {"library", "decode", "prefill"};
 /* Products of all algorithms of a range are enqueued before the host waits for what they gave. */
 struct check {
     const void *w;
-    char *memory;     /* of the following                             */
-    char *x;          /* [n_rows, n_in], row i equal to row i % PERIOD  */
-    char *y;          /* [n_rows, product_columns()]                    */
-    char *standard;   /* [PERIOD, ...]: what all algorithms must give   */
-    int *differences; /* [MAX_CHOICES]                                  */
-    char *other;      /* [other_bytes]: more than the L2 cache holds    */
+    char *memory;     /* of the following                                 */
+    char *x;          /* [most_rows, n_in], row i equal to row i % PERIOD */
+    char *y;          /* [most_rows, product_columns()]                   */
+    char *standard;   /* [PERIOD, ...]: what all algorithms must give     */
+    int *differences; /* [MAX_CHOICES]                                    */
+    char *other;      /* [other_bytes]: more than the L2 cache holds      */
     size_t other_bytes;
-    int n_rows;
+    int n_rows;    /* of a self-check                 */
+    int most_rows; /* MANY_ROWS where these are timed */
     cudaEvent_t event[MAX_CHOICES + 1];
 };
 
@@ -158,6 +174,17 @@ static size_t result_bytes(const struct plan *p)
     return (size_t)product_columns(&p->shape) * dtype_bytes(p->shape.out_dtype);
 }
 
+/* Whether MANY_ROWS are timed. Gates and parts linear_prefill() has in its kernel, and is preferred
+ * for them: 8192 rows of 24576x4096, gated, in 2434 us instead of 2487, of 6144x1024 in 162 instead
+ * of 183 (H200). */
+static bool many_are_timed(const struct cuda_device *d, const struct plan *p)
+{
+    bool can = linear_prefill_can(d, p->shape.n_out, p->shape.n_in, p->n_parts);
+    return can && !p->shape.gated && p->n_parts == 1 &&
+           range_end[p->n_ranges - 1] > LINEAR_CHECK_ROWS &&
+           MANY_ROWS * result_bytes(p) <= CHECK_BYTES;
+}
+
 static int check_open(struct check *c, struct cuda_device *d, const struct plan *p, const void *w)
 {
     const int n_threads = 256;
@@ -167,9 +194,10 @@ static int check_open(struct check *c, struct cuda_device *d, const struct plan 
         CUDA_CHECK(cudaEventCreate(&c->event[i]));
     c->w = w;
     c->n_rows = (int)MIN(MAX(CHECK_BYTES / row_bytes, PERIOD), LINEAR_CHECK_ROWS);
+    c->most_rows = many_are_timed(d, p) ? MANY_ROWS : c->n_rows;
     c->other_bytes = l2_bytes() / 4 * 5;
-    size_t n = (size_t)c->n_rows * (size_t)p->shape.n_in, offset[5];
-    const size_t bytes[] = {n * dtype_bytes(d->base.act_dtype), c->n_rows * row_bytes,
+    size_t n = (size_t)c->most_rows * (size_t)p->shape.n_in, offset[5];
+    const size_t bytes[] = {n * dtype_bytes(d->base.act_dtype), c->most_rows * row_bytes,
                             PERIOD * row_bytes, MAX_CHOICES * sizeof(int), c->other_bytes};
     size_t total = 0;
     for (size_t i = 0; i < ARRAY_LEN(bytes); i++) {
@@ -381,8 +409,8 @@ static int choices_heads_tile(const struct choices *o, const struct cuda_device 
 
 /* Up to 512 rows the library's first choice without split sums is at times ten times slower than
  * another one (H200: 1024x3072, 64 rows: 72 us and 7 us), so it has to beat those of the longer
- * ranges; if neither it nor our kernel does, all candidates are timed. So they are where the longer
- * ranges have none of the library's. */
+ * ranges; if neither it nor our kernels do, all candidates are timed. So they are for gates, where
+ * the longer ranges have none of the library's. */
 static void choose_by_time(struct plan *p, struct cuda_device *d, const struct check *c, int range,
                            const struct algorithm *candidate, int n)
 {
@@ -396,7 +424,8 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
             choices_add(&o, &own);
         }
     }
-    int n_likely = takes_prefill(d, p) ? n : MIN(n, 1);
+    bool none_longer = p->shape.gated && p->algo[p->n_ranges - 1].kind == OF_PREFILL;
+    int n_likely = none_longer ? n : MIN(n, 2);
     for (int i = 0; i < n_likely; i++)
         choices_add(&o, &candidate[i]);
     int n_first = o.n;
@@ -405,7 +434,7 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
     choices_time(&o, 0, p, d, c, range);
     int n_timed = o.n, best = choices_fastest(&o);
     if (best >= n_first) {
-        for (int i = 1; i < n; i++)
+        for (int i = n_likely; i < n; i++)
             choices_add(&o, &candidate[i]);
         if (o.n > n_timed)
             choices_time(&o, n_timed, p, d, c, range);
@@ -417,6 +446,37 @@ static void choose_by_time(struct plan *p, struct cuda_device *d, const struct c
               first_rows(c, range), last_rows(c, range), p->shape.n_out, p->shape.n_in,
               kind_name[o.algo[best].kind], o.algo[best].tile_rows,
               (double)o.ms[best] * 1000 / N_RUNS);
+}
+
+/* ms of a few products of MANY_ROWS. */
+static float time_many(const struct check *c, struct cuda_device *d, const struct plan *p,
+                       const struct algorithm *algo)
+{
+    float ms;
+    for (int run = 0; run <= N_RUNS; run++) {
+        if (check_run(c, d, p, algo, c->y, c->most_rows) != CUBLAS_STATUS_SUCCESS)
+            return INFINITY;
+        if (run == 0) /* which may have to load the kernel */
+            CUDA_CHECK(cudaEventRecord(c->event[0], d->stream));
+    }
+    CUDA_CHECK(cudaEventRecord(c->event[1], d->stream));
+    CUDA_CHECK(cudaEventSynchronize(c->event[1]));
+    CUDA_CHECK(cudaEventElapsedTime(&ms, c->event[0], c->event[1]));
+    return ms;
+}
+
+/* Whether the library is to be preferred to linear_prefill() where nothing else is timed. */
+static bool prefers_library(const struct check *c, struct cuda_device *d, const struct plan *p)
+{
+    const struct algorithm own = {.kind = OF_PREFILL, .tile_rows = 0, .library = {}};
+    struct algorithm library;
+    if (!many_are_timed(d, p) || find_of_library(&library, 1, d, p, c->most_rows) == 0)
+        return !p->shape.gated;
+    float own_ms = time_many(c, d, p, &own), library_ms = time_many(c, d, p, &library);
+    log_debug("products of %d rows with [%d, %d]: prefill %.1f us, library %.1f us", c->most_rows,
+              p->shape.n_out, p->shape.n_in, (double)own_ms * 1000 / N_RUNS,
+              (double)library_ms * 1000 / N_RUNS);
+    return own_ms > CLEAR_RATIO * library_ms;
 }
 
 /* Whether a check of this range would repeat one that the algorithm has passed. */
@@ -466,8 +526,9 @@ int linear_choose(struct plan *p, struct cuda_device *d, const void *w, int n_ra
     struct check c;
     int standard = 0;
     p->n_ranges = n_ranges;
-    int n = find_candidates(candidate, d, p, tuned_rows(n_ranges - 1));
     int rc = check_open(&c, d, p, w);
+    p->library_first = rc == 0 && prefers_library(&c, d, p);
+    int n = find_candidates(candidate, d, p, tuned_rows(n_ranges - 1));
     while (rc == 0 && standard < n && !try_standard(p, d, &c, &candidate[standard]))
         standard++;
     p->plain = standard == n;
