@@ -15,14 +15,14 @@
 
 #define MAX_ROWS 2305
 
-static const int all_rows[] = {1, 64, 257, 500, 529, 1000, 1057, 1920, MAX_ROWS};
-static const int few_rows[] = {65, 300};
+static const int all_rows[] = {1, 64, 200, 257, 500, 529, 1000, 1057, 1920, MAX_ROWS};
+static const int few_rows[] = {65, 200, 300};
 
 /* Widths that do not fill a tile or a pair of tiles, one to many chunks of 64 columns. */
-static const struct product_case cases[] = {{8, 64, 1},      {104, 192, 1},   {1000, 320, 1},
-                                            {1024, 2048, 1}, {6144, 128, 1},  {104, 128, 2},
-                                            {520, 1024, 2},  {8, 256, 4},     {1000, 768, 4},
-                                            {1024, 2048, 4}, {1024, 3072, 4}, {2056, 512, 4}};
+static const struct product_case cases[] = {
+    {8, 64, 1},      {104, 192, 1},   {1000, 320, 1}, {1024, 2048, 1}, {6144, 128, 1},
+    {16000, 320, 1}, {104, 128, 2},   {520, 1024, 2}, {8, 256, 4},     {1000, 768, 4},
+    {1024, 2048, 4}, {1024, 3072, 4}, {2056, 512, 4}};
 
 /* What becomes of the sums. */
 enum use { STORED, STORED_F32, GATED };
