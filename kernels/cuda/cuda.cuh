@@ -307,6 +307,7 @@ void cuda_linear_add_weight(struct cuda_device *d, const struct weight *w);
 void cuda_linear_remove_weight(struct cuda_device *d, const struct weight *w);
 /* Chooses algorithms for products of up to these many rows with each matrix loaded so far. */
 int cuda_linear_reserve(struct cuda_device *d, const struct step_limits *limits);
+/* Scratch memory of gated products, which may need more when their algorithms are chosen. */
 size_t cuda_gate_workspace_bytes(const struct cuda_device *d, const struct step_limits *limits);
 
 /* out = silu(gate) up. gate_up: [n_rows, 2 dim] of act_dtype, gates first; out: [n_rows, dim] */
