@@ -197,17 +197,35 @@ static __device__ __forceinline__ void softmax_top(const float s[TILE_STEPS][4],
     }
 }
 
-/* Eight columns of scores become numerators 2^(score - base), and go into the sums. To be called
- * for the columns in ascending order. */
+/* Eight columns of scores become the exponents of their numerators 2^(score - base). */
+template <int N_HALVES>
+static __device__ __forceinline__ void softmax_exponents(float s[4], const float base[2],
+                                                         float scale_log2)
+{
+#pragma unroll
+    for (int e = 0; e < 2 * N_HALVES; e++)
+        s[e] = __fmaf_rn(s[e], scale_log2, -base[e / 2]);
+}
+
+/* Exponents become numerators, and go into the sums. To be called for the columns in ascending
+ * order. */
+template <int N_HALVES>
+static __device__ __forceinline__ void softmax_powers(float s[4], struct row_state *state)
+{
+#pragma unroll
+    for (int e = 0; e < 2 * N_HALVES; e++) {
+        s[e] = exp2_approx(s[e]);
+        state->sum[e / 2] = __fadd_rn(state->sum[e / 2], s[e]);
+    }
+}
+
+/* Both. */
 template <int N_HALVES>
 static __device__ __forceinline__ void softmax_numerators(float s[4], struct row_state *state,
                                                           const float base[2], float scale_log2)
 {
-#pragma unroll
-    for (int e = 0; e < 2 * N_HALVES; e++) {
-        s[e] = exp2_approx(__fmaf_rn(s[e], scale_log2, -base[e / 2]));
-        state->sum[e / 2] = __fadd_rn(state->sum[e / 2], s[e]);
-    }
+    softmax_exponents<N_HALVES>(s, base, scale_log2);
+    softmax_powers<N_HALVES>(s, state);
 }
 
 /* Ends a chunk: the sums of the four threads of each row. */

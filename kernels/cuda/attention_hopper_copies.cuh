@@ -11,14 +11,38 @@
 #define GROUP_ROWS       64
 #define JOB_STAGES       2    /* jobs that are known: the one that is computed, and the next */
 #define PATTERN_BYTES    1024 /* eight lines of 128: a swizzle's pattern                      */
-#define PAIR_TILES       2
-#define PAIR_KEYS        (PAIR_TILES * ATTENTION_TILE)
-#define PAIRS_PER_CHUNK  (TILES_PER_CHUNK / PAIR_TILES)
 #define TILE_GROUPS      (ATTENTION_TILE / GROUP_KEYS)
-#define PAIR_GROUPS      (PAIR_TILES * TILE_GROUPS)
 #define Q_PANEL_BYTES    (GROUP_ROWS * 128)     /* 64 columns of the queries of a group */
 #define TILE_PANEL_BYTES (ATTENTION_TILE * 128) /* 64 columns of a tile */
-#define PAIR_PANEL_BYTES (PAIR_TILES * TILE_PANEL_BYTES)
+
+/* Keys, and values, are copied and taken in slabs of two tiles; where the output of a row leaves no
+ * registers for the scores of 128 keys, of one. */
+static constexpr __host__ __device__ int slab_tiles(int head_dim)
+{
+    return head_dim > 128 ? 1 : 2;
+}
+
+static constexpr __host__ __device__ int slab_keys(int head_dim)
+{
+    return slab_tiles(head_dim) * ATTENTION_TILE;
+}
+
+static constexpr __host__ __device__ int slabs_per_chunk(int head_dim)
+{
+    return TILES_PER_CHUNK / slab_tiles(head_dim);
+}
+
+/* Of GROUP_KEYS keys. */
+static constexpr __host__ __device__ int slab_groups(int head_dim)
+{
+    return slab_tiles(head_dim) * TILE_GROUPS;
+}
+
+/* Of 64 columns. */
+static constexpr __host__ __device__ int slab_panel_bytes(int head_dim)
+{
+    return slab_tiles(head_dim) * TILE_PANEL_BYTES;
+}
 
 struct hopper_maps {
     CUtensorMap q, k, v;
@@ -28,26 +52,56 @@ struct hopper_maps {
 
 /* ---- shared memory -------------------------------------------------------------------------- */
 
-/* Pairs of tiles that a ring holds: as many as there is room for. */
+/* Slabs that a ring holds: 64 KiB of them, as much as there is room for. */
 static constexpr __host__ __device__ int ring_stages(int head_dim)
 {
-    return 256 / head_dim;
+    return 512 / (head_dim * slab_tiles(head_dim));
 }
 
-/* Pairs in panels of 64 columns, [PAIR_KEYS][64], whose lines of 128 bytes are swizzled. */
-template <int D> struct pair_ring {
-    unsigned char pairs[ring_stages(D)][D / 64 * PAIR_PANEL_BYTES];
+/* Slabs in panels of 64 columns, [slab_keys(D)][64], whose lines of 128 bytes are swizzled. */
+template <int D> struct slab_ring {
+    unsigned char slabs[ring_stages(D)][D / 64 * slab_panel_bytes(D)];
 };
 
-/* A place of a ring has a pair after `full`, and may get the next one after `empty`. */
+/* A place of a ring has a slab after `full`, and may get the next one after `empty`. */
 template <int N_STAGES> struct ring_barriers {
     uint64_t full[N_STAGES], empty[N_STAGES];
 };
 
+/* 16x8 tiles of a warp's output of earlier chunks that wait in shared memory; the others wait in
+ * scratch memory (the L2 cache). */
+static constexpr __host__ __device__ int near_tiles(int head_dim)
+{
+    return head_dim > 128 ? 8 : head_dim / 8;
+}
+
+static constexpr __host__ __device__ int far_tiles(int head_dim)
+{
+    return head_dim / 8 - near_tiles(head_dim);
+}
+
+/* Columns of a warp's rows that are stored at a time. */
+static constexpr __host__ __device__ int staged_columns(int head_dim)
+{
+    return head_dim > 128 ? 128 : head_dim;
+}
+
+/* States of rows that wait with them, where registers are few. */
+static constexpr __host__ __device__ int near_states(int head_dim)
+{
+    return head_dim > 128 ? 8 : 0;
+}
+
+/* What a warp needs for its output: at the ends of chunks, and at the end of a job. */
+template <int D> union warp_staging {
+    float4 parked[near_tiles(D) * 32 + near_states(D)]; /* each lane's tiles, then the states */
+    uint16_t rows[16 * (staged_columns(D) + ROW_PADDING)];
+};
+
 template <int D, int N_GROUPS> struct hopper_shared {
-    struct pair_ring<D> k, v;                          /* first: aligned to PATTERN_BYTES */
+    struct slab_ring<D> k, v;                          /* first: aligned to PATTERN_BYTES */
     unsigned char q[N_GROUPS][D / 64 * Q_PANEL_BYTES]; /* in panels as well               */
-    float4 parked[N_GROUPS * GROUP_WARPS][D / 8 * 32]; /* output of earlier chunks, each thread's */
+    union warp_staging<D> staging[N_GROUPS * GROUP_WARPS];
     struct ring_barriers<ring_stages(D)> k_barriers, v_barriers;
     struct ring_barriers<N_GROUPS> q_barriers; /* of each group's queries         */
     struct ring_barriers<JOB_STAGES> job_barriers;
@@ -56,7 +110,7 @@ template <int D, int N_GROUPS> struct hopper_shared {
 
 /* A warp's way round a ring. */
 struct ring_place {
-    uint32_t pairs, barriers; /* of the ring's first place    */
+    uint32_t slabs, barriers; /* of the ring's first place    */
     int stage, parity;        /* where the warp is; its turn  */
 };
 
@@ -74,15 +128,15 @@ template <int PANEL_BYTES> struct swizzled_rows {
 
 template <int D>
 static __device__ __forceinline__ struct ring_place
-ring_start(struct pair_ring<D> *ring, struct ring_barriers<ring_stages(D)> *barriers)
+ring_start(struct slab_ring<D> *ring, struct ring_barriers<ring_stages(D)> *barriers)
 {
     struct ring_place r = {shared_address(ring), shared_address(barriers), 0, 0};
     return r;
 }
 
-template <int D> static __device__ __forceinline__ uint32_t ring_pair(const struct ring_place *r)
+template <int D> static __device__ __forceinline__ uint32_t ring_slab(const struct ring_place *r)
 {
-    return r->pairs + r->stage * (D / 64 * PAIR_PANEL_BYTES);
+    return r->slabs + r->stage * (D / 64 * slab_panel_bytes(D));
 }
 
 static __device__ __forceinline__ uint32_t ring_full(const struct ring_place *r)
@@ -108,13 +162,13 @@ static __device__ __forceinline__ void ring_wait(const struct ring_place *r)
     copy_barrier_wait_together(ring_full(r), r->parity);
 }
 
-/* Whether the pair is there. To ask takes 60 cycles, but the answer need not be used at once. */
+/* Whether the slab is there. To ask takes 60 cycles, but the answer need not be used at once. */
 static __device__ __forceinline__ bool ring_is_full(const struct ring_place *r)
 {
     return copy_barrier_was_over(ring_full(r), r->parity);
 }
 
-/* Waits for the pair, unless it was there when the warp asked. */
+/* Waits for the slab, unless it was there when the warp asked. */
 static __device__ __forceinline__ void ring_wait_unless(const struct ring_place *r, bool was_full)
 {
     if (!__all_sync(~0u, was_full))
@@ -157,15 +211,15 @@ static __device__ __forceinline__ void hopper_shared_init(struct hopper_shared<D
     copy_barrier_publish();
 }
 
-/* Pairs of a job, of which the last need not have two tiles. */
-static __device__ __forceinline__ int job_first_pair(const struct prefill_job *job)
+/* Slabs of a job, of which the last need not have two tiles. */
+template <int D> static __device__ __forceinline__ int job_first_slab(const struct prefill_job *job)
 {
-    return job->first_tile / PAIR_TILES;
+    return job->first_tile / slab_tiles(D);
 }
 
-static __device__ __forceinline__ int job_end_pair(const struct prefill_job *job)
+template <int D> static __device__ __forceinline__ int job_end_slab(const struct prefill_job *job)
 {
-    return CEIL_DIV(job->end_tile, PAIR_TILES);
+    return CEIL_DIV(job->end_tile, slab_tiles(D));
 }
 
 /* ---- jobs and queries ----------------------------------------------------------------------- */
@@ -292,29 +346,29 @@ static __device__ __forceinline__ void run_queries(const struct attention_params
 
 /* ---- keys and values ------------------------------------------------------------------------ */
 
-/* Where 32 groups of keys are, those of a pair's chunk, one per lane: rows of the cache. */
+/* Where 32 groups of keys are, those of a slab's chunk, one per lane: rows of the cache. */
 template <int D>
 static __device__ __forceinline__ int chunk_rows(const struct attention_params *p,
-                                                 const struct prefill_job *job, int pair)
+                                                 const struct prefill_job *job, int slab)
 {
-    int key = pair / PAIRS_PER_CHUNK * ATTENTION_CHUNK + threadIdx.x % 32 * GROUP_KEYS;
+    int key = slab / slabs_per_chunk(D) * ATTENTION_CHUNK + threadIdx.x % 32 * GROUP_KEYS;
     int index = (int)((unsigned)key / (unsigned)p->block_size);
     int block = p->block_table[(size_t)job->seq * p->max_blocks + min(index, p->max_blocks - 1)];
     return (int)(kv_index(p, block, job->kv_head, key - index * p->block_size) / D);
 }
 
 /* The tile at the end of a sequence, 16 bytes a copy: the rows of keys that do not exist become
- * zeros, for a value that no query sees must still be a number. row: as of push_pair(). */
+ * zeros, for a value that no query sees must still be a number. row: as of push_slab(). */
 template <typename T, int D>
 static __device__ __forceinline__ void copy_last_tile(uint32_t to, const T *from, int tile, int row,
                                                       int kv_len)
 {
     constexpr int row_parts = D / 8;
     int lane = threadIdx.x % 32, n_keys = kv_len - tile * ATTENTION_TILE;
-    swizzled_rows<PAIR_PANEL_BYTES> place = {to};
+    swizzled_rows<slab_panel_bytes(D)> place = {to};
     for (int group = 0; group < TILE_GROUPS; group++) {
         int first_row = __shfl_sync(~0u, row, tile % TILES_PER_CHUNK * TILE_GROUPS + group);
-#pragma unroll
+#pragma unroll 8
         for (int i = 0; i < GROUP_KEYS * row_parts / 32; i++) {
             int part = lane + 32 * i, key = group * GROUP_KEYS + part / row_parts;
             bool exists = key < n_keys;
@@ -327,17 +381,17 @@ static __device__ __forceinline__ void copy_last_tile(uint32_t to, const T *from
     copy_box_fence();
 }
 
-/* Copies a pair of tiles, of which the second need not exist, to the next place of a ring. row:
- * chunk_rows() of the pair. */
+/* Copies a slab of tiles, of which the second need not exist, to the next place of a ring. row:
+ * chunk_rows() of the slab. */
 template <typename T, int D>
-static __device__ __forceinline__ void push_pair(struct ring_place *ring, const CUtensorMap *map,
-                                                 const T *from, int box_groups, int pair,
+static __device__ __forceinline__ void push_slab(struct ring_place *ring, const CUtensorMap *map,
+                                                 const T *from, int box_groups, int slab,
                                                  int end_tile, int row, int kv_len)
 {
-    int lane = threadIdx.x % 32, group = lane % PAIR_GROUPS, tile = pair * PAIR_TILES;
-    int n_tiles = min(PAIR_TILES, end_tile - tile);
+    int lane = threadIdx.x % 32, group = lane % slab_groups(D), tile = slab * slab_tiles(D);
+    int n_tiles = min(slab_tiles(D), end_tile - tile);
     int n_whole = min(n_tiles, kv_len / ATTENTION_TILE - tile);
-    uint32_t to = ring_pair<D>(ring), full = ring_full(ring);
+    uint32_t to = ring_slab<D>(ring), full = ring_full(ring);
     copy_barrier_wait(ring_empty<D>(ring), ring->parity ^ 1);
     if (n_whole < n_tiles)
         copy_last_tile<T, D>(to + n_whole * TILE_PANEL_BYTES, from, tile + n_whole, row, kv_len);
@@ -345,11 +399,11 @@ static __device__ __forceinline__ void push_pair(struct ring_place *ring, const 
     if (lane == 0)
         copy_barrier_arrive_expecting(full, n_whole * (D / 64 * TILE_PANEL_BYTES));
     __syncwarp();
-    if (lane / PAIR_GROUPS == pair % PAIRS_PER_CHUNK && group < n_whole * TILE_GROUPS &&
+    if (lane / slab_groups(D) == slab % slabs_per_chunk(D) && group < n_whole * TILE_GROUPS &&
         group % box_groups == 0) {
 #pragma unroll
         for (int i = 0; i < D / 64; i++)
-            copy_box_kept(to + i * PAIR_PANEL_BYTES + group * GROUP_KEYS * 128, map, i * 64, row,
+            copy_box_kept(to + i * slab_panel_bytes(D) + group * GROUP_KEYS * 128, map, i * 64, row,
                           full);
     }
     __syncwarp();
@@ -359,7 +413,7 @@ static __device__ __forceinline__ void push_pair(struct ring_place *ring, const 
 /* Copies the keys, or the values, of all jobs. */
 template <typename T, int D, int N_GROUPS>
 static __device__ __forceinline__ void
-run_pairs(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *shared,
+run_slabs(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *shared,
           struct ring_place ring, const CUtensorMap *map, const void *from, int box_groups)
 {
     copy_box_prepare(map);
@@ -372,10 +426,10 @@ run_pairs(const struct attention_params *p, struct hopper_shared<D, N_GROUPS> *s
         __syncwarp();
         warp_release(shared_address(&shared->job_barriers.empty[stage]));
         int row = 0;
-        for (int pair = job_first_pair(&job); pair < job_end_pair(&job); pair++) {
-            if (pair == job_first_pair(&job) || pair % PAIRS_PER_CHUNK == 0)
-                row = chunk_rows<D>(p, &job, pair);
-            push_pair<T, D>(&ring, map, (const T *)from, box_groups, pair, job.end_tile, row,
+        for (int slab = job_first_slab<D>(&job); slab < job_end_slab<D>(&job); slab++) {
+            if (slab == job_first_slab<D>(&job) || slab % slabs_per_chunk(D) == 0)
+                row = chunk_rows<D>(p, &job, slab);
+            push_slab<T, D>(&ring, map, (const T *)from, box_groups, slab, job.end_tile, row,
                             job.kv_len);
         }
     }

@@ -15,7 +15,7 @@
  *
  * 4 n_rows n_keys head_dim operations, half of it with the causal mask; bytes do not matter.
  *
- * On compute capability 9.0 attention_hopper.cu takes its place for head_dim 64 and 128.
+ * On compute capability 9.0 attention_hopper.cu takes its place for head_dim 64, 128 and 256.
  */
 #ifndef QUIRE_CUDA_ATTENTION_PREFILL_CUH
 #define QUIRE_CUDA_ATTENTION_PREFILL_CUH
@@ -297,14 +297,15 @@ static __device__ __forceinline__ void prefill_park(const struct prefill_rows<D,
     }
 }
 
-/* Writes a warp's staged rows to their places, which its lanes have found. Several parts are read
- * before the first is written: no part waits for another. */
-template <typename T, int D, int M_TILES>
-static __device__ __forceinline__ void prefill_store_staged(T *out, const T *staging, int place)
+/* Writes COLUMNS columns of a warp's rows, which are staged, to their places, which its lanes have
+ * found. out: the first of the columns. Several parts are read before the first is written: no part
+ * waits for another. */
+template <int COLUMNS, typename T, int D, int M_TILES>
+static __device__ __forceinline__ void prefill_store_staged(T *out, const T *staging, int place,
+                                                            int lane)
 {
-    constexpr int row_parts = D / 8, n_parts = 16 * M_TILES * row_parts / 32;
+    constexpr int row_parts = COLUMNS / 8, n_parts = 16 * M_TILES * row_parts / 32;
     constexpr int batch = n_parts % 4 == 0 ? 4 : n_parts % 3 == 0 ? 3 : 5;
-    int lane = threadIdx.x % 32;
 #pragma unroll
     for (int first = 0; first < n_parts; first += batch) {
         uint4 x[batch];
@@ -313,7 +314,7 @@ static __device__ __forceinline__ void prefill_store_staged(T *out, const T *sta
         for (int i = 0; i < batch; i++) {
             int part = lane + 32 * (first + i), row = part / row_parts;
             to[i] = __shfl_sync(~0u, place, row);
-            x[i] = *(const uint4 *)(staging + row * (D + ROW_PADDING) + part % row_parts * 8);
+            x[i] = *(const uint4 *)(staging + row * (COLUMNS + ROW_PADDING) + part % row_parts * 8);
         }
 #pragma unroll
         for (int i = 0; i < batch; i++) {
@@ -324,30 +325,35 @@ static __device__ __forceinline__ void prefill_store_staged(T *out, const T *sta
     }
 }
 
-/* Normalises the rows and writes them, through the warp's part of shared memory so that the stores
- * are wide. `staging`: the warp's query rows, no longer needed. */
-template <typename T, int D, int M_TILES>
+/* Normalises the rows and writes them, COLUMNS at a time, through the warp's part of shared memory
+ * so that the stores are wide. `staging`: [16 M_TILES] rows of COLUMNS and padding. */
+template <int COLUMNS, typename T, int D, int M_TILES>
 static __device__ __forceinline__ void prefill_store(const struct prefill_rows<D, M_TILES> &r,
                                                      T *staging, const struct attention_params *p,
-                                                     const struct prefill_job *job)
+                                                     const struct prefill_job *job, int lane)
 {
-    constexpr int stride = D + ROW_PADDING, warp_rows = 16 * M_TILES;
-    int lane = threadIdx.x % 32;
+    constexpr int stride = COLUMNS + ROW_PADDING, warp_rows = 16 * M_TILES;
     int place = prefill_place(p, job, job->warp_row + lane % warp_rows, p->n_heads);
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++) {
+    for (int first = 0; first < D; first += COLUMNS) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float norm = row_norm(r.state[m].sum[h]);
-            T *row = staging + (16 * m + lane / 4 + 8 * h) * stride + lane % 4 * 2;
+        for (int m = 0; m < M_TILES; m++) {
 #pragma unroll
-            for (int n = 0; n < D / 8; n++)
-                *(uint32_t *)(row + 8 * n) =
-                    pack_pair(r.out[m][n][2 * h] * norm, r.out[m][n][2 * h + 1] * norm, T());
+            for (int h = 0; h < 2; h++) {
+                float norm = row_norm(r.state[m].sum[h]);
+                T *row = staging + (16 * m + lane / 4 + 8 * h) * stride + lane % 4 * 2;
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; n++) {
+                    const float *out = r.out[m][first / 8 + n] + 2 * h;
+                    *(uint32_t *)(row + 8 * n) = pack_pair(out[0] * norm, out[1] * norm, T());
+                }
+            }
         }
+        __syncwarp();
+        prefill_store_staged<COLUMNS, T, D, M_TILES>((T *)p->out + first, staging, place, lane);
+        if (first + COLUMNS < D)
+            __syncwarp();
     }
-    __syncwarp();
-    prefill_store_staged<T, D, M_TILES>((T *)p->out, staging, place);
 }
 
 /* One job: all keys past its rows. The first thread asks for the next job under the last tile,
@@ -409,7 +415,7 @@ static __device__ __forceinline__ void prefill_run(const struct attention_params
             }
         }
     }
-    prefill_store(rows, q_rows, p, job);
+    prefill_store<D>(rows, q_rows, p, job, threadIdx.x % 32);
 }
 
 /* Floats that a block parks. */

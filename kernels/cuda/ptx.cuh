@@ -45,6 +45,15 @@ static __device__ __forceinline__ uint32_t shared_address(const void *memory)
     return (uint32_t)__cvta_generic_to_shared(memory);
 }
 
+/* threadIdx.x, read anew: the compiler keeps nothing that depends on it in registers until it is
+ * needed again. */
+static __device__ __forceinline__ int thread_anew(void)
+{
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 /* 2^x, within 2 ulp; 2^-inf is 0. The softmax works with powers of two, so this one instruction is
  * all of its exponential. */
 static __device__ __forceinline__ float exp2_approx(float x)
@@ -541,7 +550,12 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
 #define FIRST_96                                                                                   \
     FIRST_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"    \
              ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define LEFT_OPERAND(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+#define FIRST_128                                                                                  \
+    FIRST_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109"    \
+             ", %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122"      \
+             ", %123, %124, %125, %126, %127"
+#define THIRTY_TWO_TILES(mode, c, n) SIXTEEN_TILES(mode, c, n), SIXTEEN_TILES(mode, c, n + 16)
+#define LEFT_OPERAND(a)              "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
 /* For b: 16 x columns, group_operand():
  *   multiply_keys_128    c = a b, 128 columns, for a: 64x16 in shared memory, group_operand(), too;
@@ -549,6 +563,7 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
  *   multiply_values_64   c += a b, 64 columns, for a: 64x16, in registers, and lines of b that run
  *                        along its columns. Without `add`, which is not constant: c = a b.
  *   multiply_values_128  the same, 128 columns.
+ *   multiply_values_256  the same, 256 columns.
  * A left operand in registers holds the warp until its product begins; two operands in shared
  * memory do not, but 64 columns of them take all that shared memory gives. */
 #define DEFINE_GROUP_PRODUCTS(type, name)                                                          \
@@ -589,6 +604,18 @@ static __device__ __forceinline__ uint64_t group_operand(uint32_t address, uint3
                      "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n"                               \
                      "}"                                                                           \
                      : EIGHT_TILES("+f", c, 0), EIGHT_TILES("+f", c, 8)                            \
+                     : LEFT_OPERAND(a), "l"(b), "r"((int)add));                                    \
+    }                                                                                              \
+    static __device__ __forceinline__ void multiply_values_256(                                    \
+        float c[32][4], const uint32_t a[4], uint64_t b, bool add, type)                           \
+    {                                                                                              \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred add;\n"                                                           \
+                     "setp.ne.b32 add, %133, 0;\n"                                                 \
+                     "wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" FIRST_128   \
+                     "}, {%128, %129, %130, %131}, %132, add, 1, 1, 1;\n"                          \
+                     "}"                                                                           \
+                     : THIRTY_TWO_TILES("+f", c, 0)                                                \
                      : LEFT_OPERAND(a), "l"(b), "r"((int)add));                                    \
     }
 
