@@ -545,7 +545,7 @@ static void bench_prefill(struct bench *bench)
         int n_seqs, len;
     } sizes[] = {{"16x1024", 16, 1024}, {"8x2048", 8, 2048},   {"4x4096", 4, 4096},
                  {"2x8192", 2, 8192},   {"1x16384", 1, 16384}, {"1x512", 1, 512}};
-    static const int heads[][3] = {{32, 8, 128}, {16, 8, 128}, {32, 32, 64}};
+    static const int heads[][3] = {{32, 8, 128}, {16, 8, 128}, {32, 32, 64}, {16, 8, 256}};
     for (size_t h = 0; h < ARRAY_LEN(heads); h++) {
         for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
             struct shape s = {sizes[i].name,   sizes[i].n_seqs, sizes[i].len, sizes[i].len,
