@@ -15,7 +15,7 @@ struct random_bell {
     uint16_t value[BYTE_SUMS]; /* bfloat16, of each sum */
 };
 
-/* A tensor to draw. bell: NULL for one that is read. */
+/* A tensor to draw. */
 struct random_rows {
     uint64_t stream;
     const struct random_bell *bell;

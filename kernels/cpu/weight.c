@@ -9,7 +9,8 @@
 #include <assert.h>
 #include <stdlib.h>
 
-/* Elements first to first + n of a tensor. */
+/* Elements first to first + n of a tensor. In whole pairs where there are: with a loop that asks
+ * for each element, 0.6 billion took 0.1 s longer on two cores. */
 static void draw(uint16_t *out, const struct random_rows *random, size_t first, size_t n)
 {
     uint32_t sum[2];
