@@ -127,6 +127,8 @@ int store_begin(struct store *s)
         return err_set(s->failure_kind, "%s", s->failure);
     if (s->in_transaction)
         return 0;
+    if (s->lock && store_lock_is_asked_for(s->lock))
+        sqlite3_sleep(STORE_GIVE_WAY_MS);
     if (store_exec(s, "begin to write", "BEGIN IMMEDIATE") != 0)
         return -1;
     s->in_transaction = true;

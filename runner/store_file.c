@@ -286,6 +286,13 @@ int store_lock_open(struct store_lock **out, const char *path, const struct stor
     return 0;
 }
 
+bool store_lock_is_asked_for(const struct store_lock *lock)
+{
+    char text[HOLDER_MAX_LEN];
+    read_text(lock->fd, text);
+    return strcmp(text, lock->text) != 0;
+}
+
 /* ---- giving it back ---- */
 
 /* Somebody else has a lock, too. The newer of two attempts leaves the file to the older one, whose

@@ -31,4 +31,8 @@ struct store_owner; /* store.h */
 int store_lock_open(struct store_lock **out, const char *path, const struct store_owner *owner);
 void store_lock_close(struct store_lock *lock); /* accepts NULL */
 
+/* Whether another attempt's name is in the file of a lock that is held. A hint: a file server may
+ * show a new name late. */
+bool store_lock_is_asked_for(const struct store_lock *lock);
+
 #endif

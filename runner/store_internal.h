@@ -11,6 +11,9 @@
 /* The same for the moment in which a newer attempt takes the database over: the older one, which
  * commits within seconds unless it hangs, may be within a transaction. */
 #define STORE_CLAIM_MS 60000
+/* How long the older one then stays out between two transactions, which else follow each other at
+ * once: more than the tenth of a second after which SQLite looks again for a lock it waits for. */
+#define STORE_GIVE_WAY_MS 250
 
 /* runs.run_key of a run that was recorded before there were keys, as SQL. */
 #define STORE_OLD_RUN_KEY                                                                          \

@@ -167,6 +167,40 @@ static void an_attempt_takes_over_from_one_in_the_middle_of_a_transaction(void *
     free(path);
 }
 
+/* It holds the database but for the moment between two transactions: too short to be met by one
+ * who looks from time to time. */
+static void a_writer_in_transactions_without_end_gives_way_to_a_newer_attempt(void **state)
+{
+    (void)state;
+    char *path = test_path("busy.db");
+    int ready[2], status;
+    char byte;
+    assert_int_equal(pipe(ready), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct fixture older;
+        fixture_open_as(&older, path, JOB, 0);
+        int64_t task = put_task(&older, 0), attempt = fixture_attempt(&older, task, "flash", "");
+        bool stopped = store_commit(older.store) != 0 || write(ready[1], "!", 1) != 1;
+        for (int i = 0; i < 40 && !stopped; i++) {
+            stopped = fixture_sample(&older, task, attempt, i, "aa", "") != 0;
+            usleep(100000);
+            stopped = stopped || store_commit(older.store) != 0;
+        }
+        _exit(stopped && err_get_kind() == ERR_STOPPED ? 0 : 1);
+    }
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    struct fixture newer;
+    fixture_open_as(&newer, path, JOB, 1);
+    assert_int_equal(store_commit(newer.store), 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    fixture_close(&newer);
+    close(ready[0]);
+    close(ready[1]);
+    free(path);
+}
+
 static void a_writer_that_lost_its_lock_stops_at_its_next_commit(void **state)
 {
     (void)state;
@@ -338,6 +372,7 @@ int main(void)
         cmocka_unit_test(an_older_attempt_is_not_let_in),
         cmocka_unit_test(strangers_are_refused_whichever_attempt_writes),
         cmocka_unit_test(an_attempt_takes_over_from_one_in_the_middle_of_a_transaction),
+        cmocka_unit_test(a_writer_in_transactions_without_end_gives_way_to_a_newer_attempt),
         cmocka_unit_test(a_writer_that_lost_its_lock_stops_at_its_next_commit),
         cmocka_unit_test(a_network_file_system_gets_a_rollback_journal),
         cmocka_unit_test(attempts_are_fenced_on_a_network_file_system_as_well),

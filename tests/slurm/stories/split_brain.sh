@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# A node is cut off the network. Its job starts again elsewhere, while the old attempt still
-# computes and reaches the file system: it must not write any more.
+# A node is cut off the network and stands still. Its job starts again elsewhere; then the old attempt
+# wakes, computes on and reaches the file system: it must not write any more.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../lib.sh"
 
-# One sequence at a time: slow enough for the two to meet. n1 has rank 0 for itself.
+# One sequence at a time: slow enough for the two to meet, when the old attempt stands still for the
+# seconds that Slurm takes. n1 has rank 0 for itself.
 settings=(--set slurm.nodes=1 --set engine.max_num_seqs=1)
 submit split_brain -w n1
 mid_run 32
 exits "n1's cable is pulled" 0 "$node" cut 1
+exits "n1 stands still" 0 "$node" run 1 pkill -STOP -x quire
 scontrol update NodeName=n1 State=DOWN Reason=cable
 is_queued_again
 exits "for another node" 0 scontrol update JobId="$job" ReqNodeList=n2
+check "the new attempt starts" wait_for 60 is_in_state "$job" RUNNING
+exits "n1 wakes" 0 "$node" run 1 pkill -CONT -x quire
 check "the old attempt ends with the code for more to do" wait_for 60 \
     grep -q "n1: task 0: Exited with exit code 75" "$work/split_brain.out"
 check "while the new one runs" is_in_state "$job" RUNNING
