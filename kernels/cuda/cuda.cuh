@@ -283,7 +283,7 @@ void cuda_staging_open(struct cuda_device *d);
 void cuda_staging_close(struct cuda_device *d);
 void cuda_marks_open(struct cuda_device *d);
 void cuda_marks_close(struct cuda_device *d);
-void cuda_linear_open(struct cuda_device *d);
+int cuda_linear_open(struct cuda_device *d); /* ERR_RESOURCE */
 void cuda_linear_close(struct cuda_device *d);
 void cuda_loader_close(struct cuda_device *d); /* accepts a device without one */
 

@@ -74,9 +74,9 @@ static int check_options(const struct device_options *options, const cudaDeviceP
                        "GPU %d (%s) has compute capability (%d, %d); expected at least (7, 5)",
                        options->index, properties->name, properties->major, properties->minor);
     if (options->act_dtype == DTYPE_BF16 && properties->major < 8)
-        return err_set(ERR_CONFIG,
-                       "GPU %d (%s) has no bfloat16 arithmetic (compute capability (%d, %d)); "
-                       "expected model.dtype float16 or float32",
+        return err_set(ERR_RESOURCE,
+                       "GPU %d (%s) has no bfloat16 arithmetic (compute capability (%d, %d)); it "
+                       "runs models of model.dtype float16 or float32",
                        options->index, properties->name, properties->major, properties->minor);
     return 0;
 }
@@ -108,10 +108,26 @@ bool cuda_kernels_can_wait(void)
     return probe.ptxVersion >= 90;
 }
 
+/* The library has code for the GPUs that it was built for, and PTX that newer drivers compile. */
+static int check_code(int index, const cudaDeviceProp *properties)
+{
+    cudaFuncAttributes probe;
+    cudaError_t error = cudaFuncGetAttributes(&probe, probe_kernel);
+    if (error == cudaSuccess)
+        return 0;
+    (void)cudaGetLastError(); /* or the next launch would report it again */
+    return err_set(
+        ERR_RESOURCE,
+        "GPU %d (%s, compute capability (%d, %d)) cannot load the code of quire_cuda.so: "
+        "%s; make's CUDA_ARCHS says which GPUs it is for",
+        index, properties->name, properties->major, properties->minor, cudaGetErrorString(error));
+}
+
 struct device *cuda_open(const struct device_options *options)
 {
     cudaDeviceProp properties;
-    if (start_device(options->index, &properties) != 0 || check_options(options, &properties) != 0)
+    if (start_device(options->index, &properties) != 0 ||
+        check_options(options, &properties) != 0 || check_code(options->index, &properties) != 0)
         return NULL;
     struct cuda_device *d = (struct cuda_device *)xcalloc(1, sizeof(*d));
     d->base.ops = &backend_cuda;
@@ -120,10 +136,14 @@ struct device *cuda_open(const struct device_options *options)
     describe(&d->base.info, &properties);
     cuda_device_read_limits(d);
     d->overlaps = cuda_kernels_can_wait();
+    if (cuda_linear_open(d) != 0) {
+        free(d);
+        err_prefix("GPU %d (%s)", options->index, properties.name);
+        return NULL;
+    }
     CUDA_CHECK(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     cuda_staging_open(d);
     cuda_marks_open(d);
-    cuda_linear_open(d);
     return &d->base;
 }
 

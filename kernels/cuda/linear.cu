@@ -36,12 +36,16 @@ struct cuda_linear {
     size_t n_shapes, shape_capacity;
 };
 
-void cuda_linear_open(struct cuda_device *d)
+int cuda_linear_open(struct cuda_device *d)
 {
+    void *workspace = cuda_alloc(&d->base, LINEAR_WORKSPACE_BYTES);
+    if (!workspace)
+        return -1;
     struct cuda_linear *l = (struct cuda_linear *)xcalloc(1, sizeof(*l));
+    l->workspace = workspace;
     CUBLAS_CHECK(cublasLtCreate(&l->handle));
-    CUDA_CHECK(cudaMalloc(&l->workspace, LINEAR_WORKSPACE_BYTES));
     d->linear = l;
+    return 0;
 }
 
 void cuda_linear_close(struct cuda_device *d)

@@ -535,6 +535,8 @@ int linear_choose(struct plan *p, struct cuda_device *d, const void *w, int n_ra
     for (int range = n_ranges - 2; rc == 0 && !p->plain && range >= 0; range--)
         choose_algorithm(p, d, &c, range);
     check_close(&c, d);
+    if (rc != 0)
+        p->n_ranges = 0; /* nothing was chosen: the next call begins anew */
     if (p->plain)
         log_debug("products of [%d, %d] %s matrices take the plain kernel", p->shape.n_out,
                   p->shape.n_in, dtype_name(d->base.act_dtype));
