@@ -28,22 +28,32 @@ PRINTF_LIKE(2, 3) static void degrade(struct decision *d, const char *format, ..
 
 /* ---- device ---- */
 
-static int find_gpu(void)
+/* Opens the GPU *gpu and, where it is there, no other: each that is opened has some of its memory
+ * taken until the process ends, and one in exclusive mode admits a single process. A rank without a
+ * GPU of its own decides by the first, as others do, and *gpu becomes that: what it lacks is said
+ * when it loads a model. */
+static int find_gpu(int *gpu)
 {
     struct device_info info;
     const char *pretended = getenv(PRETEND_VARIABLE);
     if (pretended && strcmp(pretended, "none") == 0)
         return err_set(ERR_RESOURCE, "no usable GPU: " PRETEND_VARIABLE " is none");
-    return device_describe(&info, DEVICE_CUDA, &(struct device_options){0});
+    *gpu = MAX(*gpu, 0);
+    if (device_describe(&info, DEVICE_CUDA, &(struct device_options){.index = *gpu}) == 0)
+        return 0;
+    if (*gpu == 0 || err_get_kind() != ERR_CONFIG) /* it is there */
+        return -1;
+    *gpu = 0;
+    return device_describe(&info, DEVICE_CUDA, &(struct device_options){.index = *gpu});
 }
 
 int decision_choose_device(struct decision *out, const struct settings *s,
                            const struct decision_policy *policy)
 {
-    *out = (struct decision){.device = DEVICE_CPU};
+    *out = (struct decision){.device = DEVICE_CPU, .gpu = policy->gpu};
     if (s->engine.device == DEVICE_CHOICE_CPU)
         return 0;
-    if (find_gpu() == 0) {
+    if (find_gpu(&out->gpu) == 0) {
         out->device = DEVICE_CUDA;
         return 0;
     }
@@ -171,9 +181,9 @@ int decision_use_cpu(struct decision *d, const struct decision_policy *policy)
     if (d->device == DEVICE_CPU || err_get_kind() != ERR_RESOURCE || policy->strict ||
         !policy->allow_cpu)
         return -1;
-    log_warning("the GPU has too little memory: %s", err_get());
+    log_warning("the GPU cannot be used: %s", err_get());
     log_info("Falling back to the CPU");
-    degrade(d, "too little GPU memory: %s; using the CPU", err_get());
+    degrade(d, "%s; using the CPU", err_get());
     d->device = DEVICE_CPU;
     return 0;
 }

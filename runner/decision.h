@@ -13,6 +13,7 @@
 
 struct decision {
     enum device_kind device;
+    int gpu; /* DEVICE_CUDA: the ordinal of the one that decided */
     enum attention_kind attention;
     bool fast;      /* the paged engine; false: the standard engine */
     bool automatic; /* the kernel was chosen by quire, not asked for */
@@ -25,6 +26,7 @@ struct decision_policy {
     bool strict;                /* --strict: refuse instead of falling back */
     bool allow_cpu;             /* fallback.allow_cpu                       */
     bool allow_standard_engine; /* fallback.allow_standard_engine           */
+    int gpu;                    /* this process's, by its ordinal; -1: none is left for it */
 };
 
 /* The device for these settings: a GPU when there is one that works, unless the CPU is asked for.
@@ -54,8 +56,8 @@ bool decision_can_attend(const struct device_info *device, enum attention_kind k
  * that error. Warns. */
 int decision_use_standard_engine(struct decision *d, const struct decision_policy *policy);
 
-/* The GPU has no memory for the model or for its engine (err_get() says why): go on with the CPU,
- * or -1 with that error. Warns. The attention kernel is to be chosen anew. */
+/* The GPU cannot take the model or its engine (err_get() says why, ERR_RESOURCE): go on with the
+ * CPU, or -1 with that error. Warns. The attention kernel is to be chosen anew. */
 int decision_use_cpu(struct decision *d, const struct decision_policy *policy);
 
 /* Says that this model is being loaded, and for which engine. */

@@ -54,18 +54,29 @@ static void print_gpu(int index, const struct device_info *gpu)
     print_kernels(gpu);
 }
 
+/* A GPU that cannot be opened does not hide those after it. */
+static void print_gpus(void)
+{
+    struct device_info info;
+    if (!backend_find(DEVICE_CUDA)) {
+        printf("  cuda       %s; tasks run on the CPU\n", err_get());
+        return;
+    }
+    for (int i = 0; i < MAX_GPUS; i++) {
+        if (device_describe(&info, DEVICE_CUDA, &(struct device_options){.index = i}) == 0)
+            print_gpu(i, &info);
+        else if (err_get_kind() == ERR_CONFIG) /* there is no such GPU */
+            return;
+        else
+            printf("  cuda %-5d %s%s\n", i, err_get(), i == 0 ? "; tasks run on the CPU" : "");
+    }
+}
+
 static int print_devices(void)
 {
     struct device_info info;
     printf("\ndevices\n");
-    for (int i = 0; i < MAX_GPUS; i++) {
-        if (device_describe(&info, DEVICE_CUDA, &(struct device_options){.index = i}) == 0)
-            print_gpu(i, &info);
-        else if (i == 0)
-            printf("  cuda       %s; tasks run on the CPU\n", err_get());
-        else
-            break;
-    }
+    print_gpus();
     err_clear();
     if (device_describe(&info, DEVICE_CPU,
                         &(struct device_options){.isa = config_get_environment("QUIRE_CPU_ISA")}) !=

@@ -167,8 +167,11 @@ static int run_generate(const struct choices *o)
     struct model *model;
     decision_choose_engine(&decision, &settings);
     decision_log_loading(&decision, o->model);
-    if (model_open(&model, &options) != 0)
-        return -1;
+    while (model_open(&model, &options) != 0) {
+        if (decision_use_cpu(&decision, &policy) != 0)
+            return -1;
+        options.device = decision.device;
+    }
     struct token_list ids = {0};
     int rc = model_get_tokenizer(model)
                  ? encode_prompt(&ids, o, model_get_tokenizer(model))

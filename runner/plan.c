@@ -235,7 +235,9 @@ static int plan_experiment(struct config *c, bool list_tasks, bool strict)
 {
     struct work_list list;
     struct totals totals = {0};
-    struct decision_policy policy = {strict, c->allow_cpu, c->allow_standard_engine};
+    struct decision_policy policy = {.strict = strict,
+                                     .allow_cpu = c->allow_cpu,
+                                     .allow_standard_engine = c->allow_standard_engine};
     if (work_list_make(&list, c, &policy) != 0) {
         work_list_free(&list);
         return (int)err_get_kind();

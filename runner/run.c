@@ -318,8 +318,10 @@ static int run_experiment(struct run *r)
     stop_catch_signals();
     if (cluster_open(&r->cluster) != 0)
         return (int)err_get_kind();
+    struct cluster_place place = cluster_get_place(r->cluster);
+    r->policy.gpu = host_gpu_of_rank(place.local_rank, place.local_size);
     int code;
-    if (cluster_get_place(r->cluster).rank > 0) {
+    if (place.rank > 0) {
         code = run_other_rank(r);
     } else {
         code = run_rank_0(r);
@@ -369,7 +371,9 @@ int command_run(int argc, char **argv)
     }
     if (parsed == CLI_OK && config_load(&r.config, config_path, sets.text, sets.n) == 0) {
         r.policy =
-            (struct decision_policy){strict, r.config->allow_cpu, r.config->allow_standard_engine};
+            (struct decision_policy){.strict = strict,
+                                     .allow_cpu = r.config->allow_cpu,
+                                     .allow_standard_engine = r.config->allow_standard_engine};
         if (!trace || open_trace(&r, trace) == 0)
             code = run_experiment(&r);
         trace_log_end(r.trace);

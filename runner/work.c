@@ -18,6 +18,7 @@ void work_model_options(const struct model_group *group, struct model_options *o
 {
     task_model_options(group->work[0].task, out);
     out->device = group->decision.device;
+    out->device_options.index = group->decision.gpu;
 }
 
 const char *work_model_name(const struct work *w)
@@ -45,16 +46,26 @@ static const struct prompt_set *find_or_load_prompts(struct work_list *list, str
     return set;
 }
 
-/* refused: why there is no device for the group, or NULL. */
-static void describe_group(struct work_list *list, struct config *c, struct model_group *group,
-                           const char *refused)
+/* Chooses the device of the group's model and describes the model on it: on the CPU where the GPU
+ * has no arithmetic of its type. */
+static int describe_model(struct model_group *group, struct tokenizer **tokenizer,
+                          const struct decision_policy *policy)
 {
     struct model_options options;
-    struct tokenizer *tokenizer = NULL;
-    work_model_options(group, &options);
-    bool described = !refused && model_describe(&group->info, &tokenizer, &options) == 0;
-    if (refused)
-        err_set(ERR_RESOURCE, "%s", refused);
+    if (decision_choose_device(&group->decision, &group->work[0].task->settings, policy) != 0)
+        return -1;
+    do {
+        work_model_options(group, &options);
+        if (model_describe(&group->info, tokenizer, &options) == 0)
+            return 0;
+    } while (decision_use_cpu(&group->decision, policy) == 0);
+    return -1;
+}
+
+/* Prompts and keys of the group's tasks; not described: why is the error of all of them. */
+static void prepare_tasks(struct work_list *list, struct config *c, struct model_group *group,
+                          bool described, const struct tokenizer *tokenizer)
+{
     for (int i = 0; i < group->n; i++) {
         struct work *w = &group->work[i];
         if (described)
@@ -70,7 +81,6 @@ static void describe_group(struct work_list *list, struct config *c, struct mode
         w->n_share = w->n_pending = w->n_samples;
         w->done = xcalloc((size_t)w->n_samples, sizeof(*w->done));
     }
-    tokenizer_close(tokenizer);
 }
 
 /* Adds a task to the group with its model, or to a new one. */
@@ -92,14 +102,12 @@ static void place_task(struct work_list *list, struct task *task)
 static int prepare_group(struct work_list *list, struct config *c, struct model_group *group,
                          const struct decision_policy *policy)
 {
-    char *refused = NULL;
-    if (decision_choose_device(&group->decision, &group->work[0].task->settings, policy) != 0) {
-        if (policy->strict)
-            return -1;
-        refused = xstrdup(err_get());
-    }
-    describe_group(list, c, group, refused);
-    free(refused);
+    struct tokenizer *tokenizer = NULL;
+    bool described = describe_model(group, &tokenizer, policy) == 0;
+    if (!described && policy->strict && err_get_kind() == ERR_RESOURCE)
+        return -1;
+    prepare_tasks(list, c, group, described, tokenizer);
+    tokenizer_close(tokenizer);
     return 0;
 }
 

@@ -25,7 +25,6 @@ struct worker {
     enum device_kind device; /* of the loaded model */
     struct engine *engine;   /* NULL: none is open  */
     struct opening opening;  /* of the order at hand */
-    int gpu;                 /* ordinal for this rank; -1: none is left for it */
     bool has_cpus;           /* took this rank's part of the processors        */
     int n_threads;           /* for this rank; 0: all that it may use          */
     double busy_s, pulse_s;
@@ -93,10 +92,10 @@ static int load_model(struct worker *w, const struct model_group *group, enum de
     close_model(w);
     work_model_options(group, &options);
     options.device = device;
-    options.device_options.index = w->gpu;
+    options.device_options.index = w->options->policy.gpu;
     if (!options.device_options.n_threads && device == DEVICE_CPU)
         options.device_options.n_threads = own_threads(w);
-    if (device == DEVICE_CUDA && w->gpu < 0)
+    if (device == DEVICE_CUDA && w->options->policy.gpu < 0)
         return err_set(ERR_RUN, "no GPU is left for this rank: the host has more ranks than GPUs");
     send_pulse(w, true);
     decision_log_loading(&w->opening.decision, options.path);
@@ -231,9 +230,7 @@ static void greet(const struct worker *w)
 void worker_run(const struct worker_options *options)
 {
     const struct work_list *work = options->work;
-    struct cluster_place place = cluster_get_place(options->cluster);
-    struct worker w = {.options = options,
-                       .gpu = host_gpu_of_rank(place.local_rank, place.local_size)};
+    struct worker w = {.options = options};
     w.of_model = xcalloc((size_t)work->n_groups, sizeof(*w.of_model));
     for (int g = 0; g < work->n_groups; g++)
         w.of_model[g] = work->group[g].decision;

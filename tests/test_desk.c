@@ -57,7 +57,9 @@ static void make_list(const char *text)
     char *model = xasprintf("model.path=%s", folder);
     const char *const sets[] = {model, "engine.device=cpu"};
     if (config_load(&config, path, sets, 2) != 0 ||
-        work_list_make(&work, config, &(struct decision_policy){false, true, true}) != 0)
+        work_list_make(
+            &work, config,
+            &(struct decision_policy){.allow_cpu = true, .allow_standard_engine = true}) != 0)
         fail_msg("%s", err_get());
     free(model);
     free(folder);
