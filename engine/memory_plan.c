@@ -93,6 +93,18 @@ static void make_contiguous(struct engine_options *o)
 
 /* ---- sizes ---- */
 
+/* A GPU's kernels count the numbers of a block's keys in one layer with an int. */
+static int check_block(const struct engine_options *o, const struct model_info *m)
+{
+    size_t n = (size_t)o->block_size * (size_t)m->n_kv_heads * (size_t)m->head_dim;
+    if (n <= INT_MAX)
+        return 0;
+    return err_set(ERR_CONFIG,
+                   "a KV block of %d tokens has %zu numbers in a layer; expected at most %d: a "
+                   "smaller %s",
+                   o->block_size, n, INT_MAX, o->fast ? "block_size" : "max_model_len");
+}
+
 static int blocks_per_seq(const struct engine_options *o)
 {
     return CEIL_DIV(o->max_model_len, o->block_size);
@@ -242,6 +254,8 @@ int engine_layout_init(struct engine_layout *out, const struct model_info *model
         return -1;
     if (!o->fast)
         make_contiguous(o);
+    if (check_block(o, model) < 0)
+        return -1;
     size_t token_bytes = 2 * (size_t)model->n_layers * (size_t)model->n_kv_heads *
                          (size_t)model->head_dim * dtype_bytes(out->kv_dtype); /* K and V */
     p->weight_bytes = model->weight_bytes;

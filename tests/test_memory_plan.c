@@ -217,6 +217,24 @@ static void on_a_cpu_host_blocks_are_part_of_the_budget(void **state)
     assert_error(ERR_RESOURCE, "for swapped sequences (swap_space)");
 }
 
+static void a_block_that_is_too_long_to_count_in_is_refused(void **state)
+{
+    (void)state;
+    struct model_info model = a_model((size_t)1 << 50);
+    struct memory_plan plan;
+    model.max_position = 1 << 20;
+    model.n_kv_heads = 32;
+    assert_int_equal(engine_plan(&plan, &model, &(struct engine_options){.fast = true}), 0);
+    assert_int_equal(engine_plan(&plan, &model, &(struct engine_options){0}), -1);
+    assert_error(ERR_CONFIG, "max_model_len");
+    assert_int_equal(
+        engine_plan(&plan, &model, &(struct engine_options){.fast = true, .block_size = 1 << 20}),
+        -1);
+    assert_error(ERR_CONFIG, "block_size");
+    model.n_kv_heads = 31;
+    assert_int_equal(engine_plan(&plan, &model, &(struct engine_options){0}), 0);
+}
+
 static void options_out_of_range_are_refused_by_name(void **state)
 {
     (void)state;
@@ -259,6 +277,7 @@ int main(void)
         cmocka_unit_test(the_kv_dtype_decides_the_size_of_a_block),
         cmocka_unit_test(host_blocks_are_planned_where_sequences_can_be_preempted),
         cmocka_unit_test(on_a_cpu_host_blocks_are_part_of_the_budget),
+        cmocka_unit_test(a_block_that_is_too_long_to_count_in_is_refused),
         cmocka_unit_test(options_out_of_range_are_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
