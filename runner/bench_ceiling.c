@@ -1,7 +1,7 @@
 /* bench_ceiling.c - see bench.h: the most that a device reads and multiplies, measured in the same
  * run as what is held against it.
  *
- * Reading: the backend's sum over 1 GiB, the fastest tenth of the calls. Multiplying: a square
+ * Reading: the backend's sum over 1 GiB, the fastest tenth of the rounds. Multiplying: a square
  * product of the backend, on a GPU of 8192; on the CPU the better of that and of chains of
  * independent multiply-adds in registers, of the widest instructions that both this file and the
  * processor know.
