@@ -12,27 +12,28 @@ extern "C" {
 
 /* ---- opening ---- */
 
-/* The number of GPUs that CUDA_VISIBLE_DEVICES leaves, or -1 with an error. */
+/* The number of GPUs that CUDA_VISIBLE_DEVICES leaves, or -1 with an error: also when it is 0. */
 static int count_devices(void)
 {
     int n = 0;
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     cudaError_t error = cudaGetDeviceCount(&n);
+    if (error == cudaSuccess && n == 0)
+        error = cudaErrorNoDevice;
+    if (error == cudaSuccess)
+        return n;
     if (error == cudaErrorInsufficientDriver)
         return err_set(ERR_RESOURCE, "no usable GPU: the NVIDIA driver is older than CUDA %d.%d",
                        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    if (error != cudaSuccess)
-        return err_set(ERR_RESOURCE, "no usable GPU: %s", cudaGetErrorString(error));
-    return n;
+    if (error == cudaErrorNoDevice && visible)
+        return err_set(ERR_RESOURCE, "no usable GPU: CUDA_VISIBLE_DEVICES is '%s'", visible);
+    return err_set(ERR_RESOURCE, "no usable GPU: %s", cudaGetErrorString(error));
 }
 
 /* What backend_find asks after it has opened the library. */
 extern "C" __attribute__((visibility("default"))) int cuda_probe(void)
 {
-    int n = count_devices();
-    if (n == 0)
-        return err_set(ERR_RESOURCE, "no usable GPU: CUDA_VISIBLE_DEVICES is '%s'",
-                       getenv("CUDA_VISIBLE_DEVICES") ? getenv("CUDA_VISIBLE_DEVICES") : "");
-    return n > 0 ? 0 : -1;
+    return count_devices() < 0 ? -1 : 0;
 }
 
 /* "580.159.04"; the CUDA version that the driver brings where the kernel does not tell. */
