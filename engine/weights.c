@@ -9,6 +9,9 @@
 #define MAX_PARTS       3
 #define MAX_TENSOR_NAME 96
 
+#define EMBED_TENSOR "model.embed_tokens.weight"
+#define HEAD_TENSOR  "lm_head.weight"
+
 enum dim { DIM_HIDDEN, DIM_FFN, DIM_VOCAB, DIM_HEAD, DIM_Q, DIM_KV };
 
 enum condition { ALWAYS, IF_UNTIED, IF_QKV_BIAS, IF_O_BIAS, IF_MLP_BIAS, IF_QK_NORM };
@@ -36,8 +39,8 @@ struct binding {
 
 /* clang-format off */
 static const struct binding model_bindings[] = {
-    {MATRIX, ALWAYS,    MODEL(embed),      DIM_HIDDEN, {{"model.embed_tokens.weight", DIM_VOCAB}}},
-    {MATRIX, IF_UNTIED, MODEL(lm_head),    DIM_HIDDEN, {{"lm_head.weight", DIM_VOCAB}}},
+    {MATRIX, ALWAYS,    MODEL(embed),      DIM_HIDDEN, {{EMBED_TENSOR, DIM_VOCAB}}},
+    {MATRIX, IF_UNTIED, MODEL(lm_head),    DIM_HIDDEN, {{HEAD_TENSOR, DIM_VOCAB}}},
     {GAIN,   ALWAYS,    MODEL(final_gain), 0,          {{"model.norm.weight", DIM_HIDDEN}}},
 };
 
@@ -281,8 +284,43 @@ static int load_bindings(struct loader *loader, const struct binding *bindings, 
     return rc;
 }
 
+static bool is_same(const struct tensor *a, const struct tensor *b)
+{
+    size_t n = 1;
+    for (int i = 0; i < a->n_dims; i++)
+        n *= a->dim[i];
+    return a->dtype == b->dtype && a->n_dims == b->n_dims &&
+           memcmp(a->dim, b->dim, (size_t)a->n_dims * sizeof(*a->dim)) == 0 &&
+           memcmp(a->data, b->data, n * dtype_bytes(a->dtype)) == 0;
+}
+
+/* A checkpoint with tied embeddings may hold a copy of them as lm_head. One that is no copy was
+ * trained by itself: Transformers 5 uses it, other programs do not, and the answers differ. */
+static int check_tied(const struct model_arch *arch, const struct safetensors *checkpoint)
+{
+    const struct tensor *head = checkpoint ? safetensors_find(checkpoint, HEAD_TENSOR) : NULL;
+    if (!arch->tied_embeddings || !head)
+        return 0;
+    const size_t dim[] = {(size_t)arch->vocab, (size_t)arch->hidden};
+    const struct tensor *embed = safetensors_get(checkpoint, EMBED_TENSOR, 2, dim);
+    if (!embed)
+        return -1;
+    bool same = is_same(embed, head);
+    safetensors_release(checkpoint, embed);
+    safetensors_release(checkpoint, head);
+    return same ? 0
+                : err_set(ERR_DATA,
+                          "%s: tensor " HEAD_TENSOR " differs from " EMBED_TENSOR
+                          ", but config.json "
+                          "has tie_word_embeddings true; expected false there, so that it is used, "
+                          "or a checkpoint without it",
+                          head->file);
+}
+
 int weights_load(struct model *m, const struct weight_source *source)
 {
+    if (check_tied(&m->arch, source->checkpoint) != 0)
+        return -1;
     struct loader loader = {.m = m, .source = source};
     bell_init(&loader.bell, m->arch.init_std);
     m->layer = xcalloc((size_t)m->arch.n_layers, sizeof(*m->layer));
@@ -296,7 +334,7 @@ int weights_load(struct model *m, const struct weight_source *source)
 
 enum dtype weights_checkpoint_dtype(const struct safetensors *checkpoint)
 {
-    const struct tensor *embedding = safetensors_find(checkpoint, model_bindings[0].part[0].name);
+    const struct tensor *embedding = safetensors_find(checkpoint, EMBED_TENSOR);
     return embedding ? embedding->dtype : DTYPE_F32;
 }
 

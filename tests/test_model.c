@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/model.h"
+#include "engine/safetensors.h"
 
 static struct model *open_quietly(const struct model_options *options)
 {
@@ -224,6 +225,40 @@ static void a_missing_or_misshapen_tensor_is_named(void **state)
     }
 }
 
+/* Writes over lm_head in the test's folder what the embedding is. */
+static void copy_embedding_to_head(void)
+{
+    struct safetensors *s;
+    size_t n;
+    char *path = test_path("model.safetensors"), *file = file_read(path, &n);
+    assert_int_equal(safetensors_open(&s, test_dir()), 0);
+    const struct tensor *embed = safetensors_find(s, "model.embed_tokens.weight");
+    const struct tensor *head = safetensors_find(s, "lm_head.weight");
+    size_t bytes = head->dim[0] * head->dim[1] * dtype_bytes(head->dtype);
+    char *at = memmem(file, n, head->data, bytes);
+    assert_non_null(at);
+    memcpy(at, embed->data, bytes);
+    safetensors_close(s);
+    free(test_write_file("model.safetensors", file, n));
+    free(file);
+    free(path);
+}
+
+static void a_head_beside_tied_embeddings_must_be_a_copy_of_them(void **state)
+{
+    (void)state;
+    struct model *m;
+    const struct model_options options = {.path = test_dir()};
+    copy_with("tests/golden/llama-linear/config.json", "config.json",
+              "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true ");
+    copy_with("tests/golden/llama-linear/model.safetensors", "model.safetensors", NULL, NULL);
+    assert_int_equal(model_open(&m, &options), -1);
+    assert_error(ERR_DATA, "model.safetensors: tensor lm_head.weight differs from "
+                           "model.embed_tokens.weight, but config.json has tie_word_embeddings");
+    copy_embedding_to_head();
+    model_close(open_quietly(&options));
+}
+
 /* The header may have any length, and then no tensor is aligned. */
 static void unaligned_tensors_load(void **state)
 {
@@ -266,6 +301,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_opened_says_why),
         cmocka_unit_test(a_model_larger_than_memory_is_refused_with_both_sizes),
         cmocka_unit_test(a_missing_or_misshapen_tensor_is_named),
+        cmocka_unit_test(a_head_beside_tied_embeddings_must_be_a_copy_of_them),
         cmocka_unit_test(unaligned_tensors_load),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
