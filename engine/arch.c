@@ -378,13 +378,23 @@ static int read_yarn(struct rope_config *rope, const struct object *scaling)
     return 0;
 }
 
+/* Transformers 5 also writes parameters for each type of layer, one inside the other. */
+static int refuse_nested(const struct object *scaling)
+{
+    static const char *const types[] = {"full_attention", "sliding_attention"};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        if (is_given(scaling, types[i]))
+            return wrong_value(scaling, types[i], "the same parameters for all layers");
+    }
+    return 0;
+}
+
 static int read_scaling(struct model_arch *arch, const struct object *config,
                         const struct object *scaling)
 {
     struct rope_config *rope = &arch->rope;
-    if (!json_is_object(scaling->json))
-        return err_set(ERR_DATA, "%s: %s is not an object", config->file, scaling->prefix);
-    if (refuse_partial_rotary(scaling) != 0 || read_rope_kind(rope, scaling) != 0 ||
+    if (refuse_nested(scaling) != 0 || refuse_partial_rotary(scaling) != 0 ||
+        read_rope_kind(rope, scaling) != 0 ||
         optional_number(&rope->theta, scaling, "rope_theta", 1.001, 1e15) != 0)
         return -1;
     if (rope->kind == ROPE_DEFAULT)
@@ -410,13 +420,16 @@ static int read_rope(struct model_arch *arch, const struct object *config)
     if (optional_number(&arch->rope.theta, config, "rope_theta", 1.001, 1e15) != 0)
         return -1;
     bool older = is_given(config, "rope_scaling");
-    if (!older && !is_given(config, "rope_parameters"))
+    const char *key = older ? "rope_scaling" : "rope_parameters";
+    if (!is_given(config, key))
         return 0;
     const struct object scaling = {
         .file = config->file,
         .prefix = older ? "rope_scaling." : "rope_parameters.",
-        .json = json_object_get(config->json, older ? "rope_scaling" : "rope_parameters"),
+        .json = json_object_get(config->json, key),
     };
+    if (!json_is_object(scaling.json))
+        return wrong_value(config, key, "an object");
     if (read_scaling(arch, config, &scaling) != 0)
         return -1;
     double extended = arch->rope.factor * arch->rope.original_max_position;

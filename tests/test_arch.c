@@ -201,7 +201,12 @@ static const char *const refused[][2] = {
      " \"full_attention\", \"full_attention\"]}",
      "because a window is set"},
     {"{\"rope_theta\": 0}", "rope_theta is 0"},
-    {"{\"rope_scaling\": 4}", "rope_scaling"},
+    {"{\"rope_scaling\": 4}", "rope_scaling is 4; expected an object"},
+    {"{\"rope_parameters\": {\"full_attention\": {\"rope_type\": \"linear\", \"factor\": 4.0}}}",
+     "rope_parameters.full_attention is {\"rope_type\":\"linear\",\"factor\":4.0}; expected the same "
+     "parameters for all layers"},
+    {"{\"rope_parameters\": {\"sliding_attention\": {\"rope_theta\": 1e4}}}",
+     "rope_parameters.sliding_attention"},
     {"{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2.0}}",
      "rope_scaling.type is \"dynamic\"; expected default, linear, llama3 or yarn"},
     {"{\"rope_parameters\": {\"rope_type\": \"longrope\"}}",
