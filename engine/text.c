@@ -102,6 +102,13 @@ bool text_is_space(uint32_t c)
            c == 0x205F || c == 0x3000;
 }
 
+/* The symbols of the property Other_Alphabetic: letters in circles and squares. */
+static bool is_enclosed_letter(uint32_t c)
+{
+    return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
+           (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
+}
+
 bool text_is_word(uint32_t c)
 {
     switch (utf8proc_category((utf8proc_int32_t)c)) {
@@ -116,6 +123,6 @@ bool text_is_word(uint32_t c)
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_PC: return true;
-    default: return c == 0x200C || c == 0x200D;
+    default: return c == 0x200C || c == 0x200D || is_enclosed_letter(c);
     }
 }

@@ -27,7 +27,8 @@ void text_replace(struct str *out, const char *text, size_t n, const char *from,
 
 /* The property White_Space. */
 bool text_is_space(uint32_t code_point);
-/* Letters, marks, decimal digits, connectors and joiners: \w of regular expressions. */
+/* Letters (those in circles and squares too), marks, decimal digits, connectors and joiners: \w of
+ * regular expressions. */
 bool text_is_word(uint32_t code_point);
 
 #endif

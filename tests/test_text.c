@@ -81,8 +81,10 @@ static void spaces_are_the_separators_and_a_few_controls(void **state)
 static void words_are_letters_marks_digits_and_connectors(void **state)
 {
     (void)state;
-    static const uint32_t word[] = {'a', 'Z', '0', '_', 0xE9, 0x301, 0x663, 0x4E16, 0x200D, 0x2160};
-    static const uint32_t other[] = {' ', '-', '<', 0x2028, 0xBD, 0x20AC, 0x1F642, 0xFFFD, 0x378};
+    static const uint32_t word[] = {'a',    'Z',    '0',    '_',    0xE9,   0x301,   0x663,
+                                    0x4E16, 0x200D, 0x2160, 0x24B6, 0x24E9, 0x1F130, 0x1F189};
+    static const uint32_t other[] = {' ',    '-',   '<',    0x2028, 0xBD,    0x20AC, 0x1F642,
+                                     0xFFFD, 0x378, 0x24B5, 0x24EA, 0x1F14A, 0x1F18A};
     for (size_t i = 0; i < ARRAY_LEN(word); i++)
         assert_true(text_is_word(word[i]));
     for (size_t i = 0; i < ARRAY_LEN(other); i++)
