@@ -42,8 +42,8 @@ struct chat_options {
 };
 
 /* Appends the rendered prompt to out. The text already contains BOS where the template prints it:
- * encode it with add_special = false. ERR_DATA for an unknown role or an order of roles that the
- * format refuses. */
+ * encode it with add_special = false, but CHAT_PLAIN, which is not from a template, with true.
+ * ERR_DATA for an unknown role or an order of roles that the format refuses. */
 int chat_render(struct str *out, const struct chat_options *options,
                 const struct chat_message *messages, size_t n_messages);
 

@@ -2,6 +2,7 @@
 #include "runner/cli.h"
 #include "runner/commands.h"
 #include "runner/decision.h"
+#include "runner/prompts.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,10 +58,13 @@ static int encode_prompt(struct token_list *ids, const struct choices *o, const 
     message[n++] = (struct chat_message){"user", o->prompt};
     struct str text = {0};
     int rc = chat_format_detect(&chat.format, chat.template_text, o->model);
+    bool plain = chat.format == CHAT_PLAIN;
+    if (rc == 0 && plain)
+        log_warning(PROMPTS_NO_TEMPLATE, o->model);
     if (rc == 0)
         rc = chat_render(&text, &chat, message, n);
     if (rc == 0)
-        rc = tokenizer_encode(t, ids, text.data, text.len, false);
+        rc = tokenizer_encode(t, ids, text.data, text.len, plain);
     str_free(&text);
     return rc;
 }

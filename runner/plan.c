@@ -244,6 +244,7 @@ static int plan_experiment(struct config *c, bool list_tasks, bool strict)
     }
     struct store *store = open_results(c, &list);
     int n_errors = 0;
+    work_list_warn(&list);
     for (int g = 0; g < list.n_groups; g++) {
         for (int i = 0; i < list.group[g].n; i++) {
             add_work(&totals, &list.group[g].work[i]);

@@ -350,6 +350,7 @@ int prompt_set_load(struct prompt_set **out, const struct config *c, const struc
     struct prompt_set *set = xcalloc(1, sizeof(*set));
     set->prompt = l.prompt;
     set->n = (int)l.n;
+    set->no_template = uses_chat(&l) && tokenizer && !tokenizer_chat_template(tokenizer);
     describe_source(set, &l);
     if (rc == 0 && set->n == 0)
         rc = err_set(ERR_DATA, "%s: no prompts (%lld before prompts.offset)", set->source,

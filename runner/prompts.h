@@ -15,6 +15,10 @@
 
 #define PROMPTS_MAX 10000000
 
+/* A warning; %s: the model. */
+#define PROMPTS_NO_TEMPLATE                                                                        \
+    "%s has no chat template: its prompts are the texts of the messages alone"
+
 struct prompt {
     char *text; /* what was asked (rendered chat included); NULL for synthetic token ids */
     int *ids;   /* [n_ids] */
@@ -28,6 +32,7 @@ struct prompt_set {
     int n;
     char source[512];                     /* "prompts/gsm8k.jsonl (question, chat)" for the store */
     char fingerprint[SHA256_HEX_LEN + 1]; /* of all ids, texts and lengths                        */
+    bool no_template;                     /* messages for a model that has no chat template       */
 };
 
 /* Reads and tokenises the prompts for these settings. tokenizer may be NULL: then only token id

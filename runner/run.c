@@ -164,6 +164,7 @@ static void log_start(const struct run *r, const struct job_array *array)
         log_info("%d ranks, %d on this host", place.size, place.local_size);
     if (n_done)
         log_info("%d task%s already done", n_done, n_done == 1 ? "" : "s");
+    work_list_warn(&r->work);
 }
 
 static int open_desk(struct run *r)

@@ -184,6 +184,21 @@ void work_list_free(struct work_list *list)
     *list = (struct work_list){0};
 }
 
+static bool lacks_template(const struct model_group *group)
+{
+    for (int i = 0; i < group->n; i++)
+        if (group->work[i].prompts && group->work[i].prompts->no_template)
+            return true;
+    return false;
+}
+
+void work_list_warn(const struct work_list *list)
+{
+    for (int g = 0; g < list->n_groups; g++)
+        if (lacks_template(&list->group[g]))
+            log_warning(PROMPTS_NO_TEMPLATE, work_model_name(&list->group[g].work[0]));
+}
+
 static int64_t put_model(struct store *store, const struct model_group *group, const char *name)
 {
     const struct model_info *info = &group->info;

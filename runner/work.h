@@ -50,6 +50,9 @@ struct work_list {
 int work_list_make(struct work_list *out, struct config *c, const struct decision_policy *policy);
 void work_list_free(struct work_list *list);
 
+/* Warns of each model that gets messages and has no chat template for them. */
+void work_list_warn(const struct work_list *list);
+
 /* Keeps the samples of worker `index` of a job array of `count` workers: a contiguous part of the
  * list in the order of its groups, of about the same cost for each. A function of the list, the
  * index and the count alone, so workers need not talk to each other. */

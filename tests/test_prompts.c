@@ -185,6 +185,9 @@ static void chat_without_a_template_is_plain_text_and_says_so(void **state)
     assert_int_equal(load_with("prompts: {list: [hello], chat: true}\n", bare, 1000), 0);
     assert_encodes(0, "hello", true);
     assert_contains(set->source, "chat format plain");
+    assert_true(set->no_template);
+    assert_int_equal(load_with("prompts: {list: [hello]}\n", bare, 1000), 0);
+    assert_false(set->no_template);
     tokenizer_close(bare);
 }
 

@@ -56,6 +56,18 @@ exits "generate without a model" 2 "$quire" generate --prompt "12 plus 34 is"
 exits "generate with a model that is not there" 65 "$quire" generate --model "$work/none" \
     --prompt x --max-tokens 4
 
+cp -r configs/models/demo "$work/base"
+grep -v '"chat_template"' configs/models/demo/tokenizer_config.json >"$work/base/tokenizer_config.json"
+base=(--model "$work/base" --prompt "12 plus 34 is" --max-tokens 1)
+exits "generate from a model without a chat template" 0 "$quire" generate "${base[@]}"
+prompt_tokens=$(grep -o '[0-9]* prompt tokens' "$out")
+exits "generate --chat from a model without a chat template" 0 "$quire" generate "${base[@]}" --chat
+prints "generate --chat without a template: a warning" '^\[WARNING\] .*/base has no chat template: '
+prints "generate --chat without a template: the plain prompt" "\\] $prompt_tokens; "
+exits "a plan of chats without a chat template" 0 "$quire" plan configs/demo.yaml \
+    --set "model.path=$work/base" --set prompts.chat=true
+prints "a plan of chats without a chat template: a warning" '^\[WARNING\] .*/base has no chat template: '
+
 model=$data/models/tinystories-656k-bf16
 reference=$data/reference/tinystories-656k-bf16.json
 if [ -d "$model" ] && [ -f "$reference" ]; then
