@@ -3,6 +3,7 @@
 
 #include "engine/weight_cache.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -227,6 +228,18 @@ static int load_matrix(struct loader *loader, const struct binding *b, struct we
     return rc;
 }
 
+/* One gain that is no finite number makes NaN of all that comes after it, and token 0 of every
+ * answer. Training that diverges leaves all tensors so; these are the ones that take no time. */
+static int check_finite(const float *x, size_t n, const struct tensor *t)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(x[i]))
+            return err_set(ERR_DATA, "%s: tensor %s: element %zu is %s; expected finite numbers",
+                           t->file, t->name, i, isnan(x[i]) ? "NaN" : "infinite");
+    }
+    return 0;
+}
+
 /* Fills out with the gains or biases of one tensor, as f32. */
 static int get_vector(float *out, const struct loader *loader, enum binding_kind kind,
                       const char *name, size_t n)
@@ -240,7 +253,7 @@ static int get_vector(float *out, const struct loader *loader, enum binding_kind
     if (!t)
         return -1;
     dtype_to_f32(out, t->data, t->dtype, n);
-    return 0;
+    return check_finite(out, n, t);
 }
 
 static int load_vector(struct loader *loader, const struct binding *b, float **out, int layer)

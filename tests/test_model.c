@@ -225,23 +225,38 @@ static void a_missing_or_misshapen_tensor_is_named(void **state)
     }
 }
 
-/* Writes over lm_head in the test's folder what the embedding is. */
-static void copy_embedding_to_head(void)
+static size_t tensor_bytes(const struct tensor *t)
+{
+    size_t bytes = dtype_bytes(t->dtype);
+    for (int i = 0; i < t->n_dims; i++)
+        bytes *= t->dim[i];
+    return bytes;
+}
+
+/* Writes data[bytes] over the beginning of a tensor in the test's folder. */
+static void overwrite(const char *name, const void *data, size_t bytes)
 {
     struct safetensors *s;
     size_t n;
     char *path = test_path("model.safetensors"), *file = file_read(path, &n);
     assert_int_equal(safetensors_open(&s, test_dir()), 0);
-    const struct tensor *embed = safetensors_find(s, "model.embed_tokens.weight");
-    const struct tensor *head = safetensors_find(s, "lm_head.weight");
-    size_t bytes = head->dim[0] * head->dim[1] * dtype_bytes(head->dtype);
-    char *at = memmem(file, n, head->data, bytes);
+    const struct tensor *t = safetensors_find(s, name);
+    char *at = memmem(file, n, t->data, tensor_bytes(t));
     assert_non_null(at);
-    memcpy(at, embed->data, bytes);
+    memcpy(at, data, bytes);
     safetensors_close(s);
     free(test_write_file("model.safetensors", file, n));
     free(file);
     free(path);
+}
+
+static void copy_embedding_to_head(void)
+{
+    struct safetensors *s;
+    assert_int_equal(safetensors_open(&s, test_dir()), 0);
+    const struct tensor *embed = safetensors_find(s, "model.embed_tokens.weight");
+    overwrite("lm_head.weight", embed->data, tensor_bytes(embed));
+    safetensors_close(s);
 }
 
 static void a_head_beside_tied_embeddings_must_be_a_copy_of_them(void **state)
@@ -257,6 +272,29 @@ static void a_head_beside_tied_embeddings_must_be_a_copy_of_them(void **state)
                            "model.embed_tokens.weight, but config.json has tie_word_embeddings");
     copy_embedding_to_head();
     model_close(open_quietly(&options));
+}
+
+static void gains_and_biases_must_be_finite(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *tensor;
+        uint16_t value; /* float16, as the file is */
+        const char *error;
+    } cases[] = {
+        {"model.norm.weight", 0x7E00, "tensor model.norm.weight: element 0 is NaN"},
+        {"model.layers.1.self_attn.k_proj.bias", 0xFC00,
+         "tensor model.layers.1.self_attn.k_proj.bias: element 0 is infinite"},
+    };
+    struct model *m;
+    const struct model_options options = {.path = test_dir()};
+    copy_with("tests/golden/qwen2/config.json", "config.json", NULL, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        copy_with("tests/golden/qwen2/model.safetensors", "model.safetensors", NULL, NULL);
+        overwrite(cases[i].tensor, &cases[i].value, sizeof(cases[i].value));
+        assert_int_equal(model_open(&m, &options), -1);
+        assert_error(ERR_DATA, cases[i].error);
+    }
 }
 
 /* The header may have any length, and then no tensor is aligned. */
@@ -302,6 +340,7 @@ int main(void)
         cmocka_unit_test(a_model_larger_than_memory_is_refused_with_both_sizes),
         cmocka_unit_test(a_missing_or_misshapen_tensor_is_named),
         cmocka_unit_test(a_head_beside_tied_embeddings_must_be_a_copy_of_them),
+        cmocka_unit_test(gains_and_biases_must_be_finite),
         cmocka_unit_test(unaligned_tensors_load),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
