@@ -282,7 +282,10 @@ static int load(struct model *m, const struct model_files *files,
     if (check_memory(m, options->path) != 0)
         return -1;
     m->info.weight_bytes = rope_bytes(&m->arch);
-    m->cache = weight_cache_open(options->weight_cache, m->device, m->info.fingerprint);
+    char version[SHA256_HEX_LEN + 1] = "";
+    if (files->checkpoint)
+        safetensors_version(files->checkpoint, version);
+    m->cache = weight_cache_open(options->weight_cache, m->device, m->info.fingerprint, version);
     const struct weight_source source = {files->checkpoint, options->init_seed};
     if (weights_load(m, &source) != 0 || load_rope(m) != 0)
         return -1;

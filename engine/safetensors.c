@@ -51,6 +51,7 @@ struct shard {
     size_t map_bytes;
     const uint8_t *data; /* what follows the header */
     size_t data_bytes;
+    struct timespec changed; /* last */
 };
 
 struct safetensors {
@@ -196,6 +197,7 @@ static int map_file(struct shard *shard, int fd, size_t *header_bytes)
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
         return err_set(ERR_DATA, "%s: not a file", shard->path);
     shard->map_bytes = (size_t)st.st_size;
+    shard->changed = st.st_mtim;
     uint8_t length[8];
     if (shard->map_bytes < sizeof(length))
         return err_set(ERR_DATA, "%s: %zu bytes are too short for a safetensors file", shard->path,
@@ -489,6 +491,21 @@ void safetensors_fingerprint(const struct safetensors *s, char hex[SHA256_HEX_LE
         sha256_add_text(h, e->tensor.name);
         sha256_add_text(h, line.data);
         add_samples(h, e);
+    }
+    str_free(&line);
+    sha256_final(h, hex);
+}
+
+void safetensors_version(const struct safetensors *s, char hex[SHA256_HEX_LEN + 1])
+{
+    struct sha256 *h = sha256_open();
+    struct str line = {0};
+    for (size_t i = 0; i < s->n_shards; i++) {
+        const struct shard *shard = &s->shard[i];
+        str_clear(&line);
+        str_appendf(&line, "%zu bytes, changed %lld.%09ld", shard->map_bytes,
+                    (long long)shard->changed.tv_sec, shard->changed.tv_nsec);
+        sha256_add_text(h, line.data);
     }
     str_free(&line);
     sha256_final(h, hex);

@@ -45,5 +45,8 @@ void safetensors_release(const struct safetensors *s, const struct tensor *t);
 /* SHA-256 (hex) over names, dtypes, shapes, file sizes and a sample of every tensor's bytes:
  * identifies the checkpoint without reading all of it. */
 void safetensors_fingerprint(const struct safetensors *s, char hex[SHA256_HEX_LEN + 1]);
+/* SHA-256 (hex) over size and time of the last change of every file: it differs after any change,
+ * even of bytes that the fingerprint leaves out, but also after a copy. */
+void safetensors_version(const struct safetensors *s, char hex[SHA256_HEX_LEN + 1]);
 
 #endif

@@ -66,11 +66,13 @@ static int add_program(struct sha256 *h)
 }
 
 /* The caller frees. NULL with an error: unknown. */
-static char *cache_path(const char *dir, const struct device *device, const char *fingerprint)
+static char *cache_path(const char *dir, const struct device *device, const char *fingerprint,
+                        const char *version)
 {
     char hex[SHA256_HEX_LEN + 1], name[SHA256_HEX_LEN + sizeof(".weights")];
     struct sha256 *h = sha256_open();
     sha256_add_text(h, fingerprint);
+    sha256_add_text(h, version);
     sha256_add_text(h, device->info.isa);
     int rc = add_program(h);
     sha256_final(h, hex);
@@ -220,11 +222,11 @@ static bool append_padding(struct weight_cache *c)
 /* ---- the cache ---- */
 
 struct weight_cache *weight_cache_open(const char *dir, struct device *device,
-                                       const char *fingerprint)
+                                       const char *fingerprint, const char *version)
 {
     if (!dir || device->info.kind != DEVICE_CPU)
         return NULL;
-    char *path = dir_make(dir) == 0 ? cache_path(dir, device, fingerprint) : NULL;
+    char *path = dir_make(dir) == 0 ? cache_path(dir, device, fingerprint, version) : NULL;
     if (!path) {
         log_warning("%s: %s; going on without a cache of weights", dir, err_get());
         return NULL;

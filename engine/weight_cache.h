@@ -4,8 +4,8 @@
  * For devices whose memory is the host's. A start that maps the file packs nothing, and processes
  * of one machine have one copy of the weights in memory. The file holds the matrices in the order
  * in which they are loaded; its name is a hash of all that decides their bytes: the model's
- * fingerprint, the instruction set, and the program, for the layout is its own. So a file is never
- * out of date, and any may be deleted at any time.
+ * fingerprint and the version of its files, the instruction set, and the program, for the layout is
+ * its own. So a file is never out of date, and any may be deleted at any time.
  *
  * When there is no file, the matrices are loaded as ever and written beside it, and take its name
  * when they are complete. A cache that cannot be read or written costs a warning and nothing else.
@@ -17,10 +17,11 @@
 
 struct weight_cache;
 
-/* The cache of a model, by its fingerprint, in a folder that is made when it is missing. NULL: dir
- * is NULL, the device has its own memory, or nothing can be read or written there. */
+/* The cache of a model, by its fingerprint and the version of its files ("" for none), in a folder
+ * that is made when it is missing. NULL: dir is NULL, the device has its own memory, or nothing can
+ * be read or written there. */
 struct weight_cache *weight_cache_open(const char *dir, struct device *device,
-                                       const char *fingerprint);
+                                       const char *fingerprint, const char *version);
 
 /* All of these accept NULL. */
 

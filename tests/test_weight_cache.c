@@ -129,6 +129,40 @@ static void damage(const char *path, off_t at)
     close(fd);
 }
 
+/* A copy of a file of tests/golden/qwen3 among the test's own; the caller frees its path. */
+static char *copy_golden(const char *name)
+{
+    size_t n;
+    char *from = path_join("tests/golden/qwen3", name), *data = file_read(from, &n);
+    assert_non_null(data);
+    char *path = test_write_file(name, data, n);
+    free(data);
+    free(from);
+    return path;
+}
+
+/* Its fingerprint, which takes samples of each tensor, is that of the weights before. */
+static void a_checkpoint_that_was_edited_is_packed_anew(void **state)
+{
+    (void)state;
+    const struct timespec long_ago[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+    char *config = copy_golden("config.json"), *weights = copy_golden("model.safetensors");
+    char *model = path_dirname(weights), *dir = test_path("edited");
+    const struct model_options options = {.path = model, .weight_cache = dir};
+    assert_int_equal(utimensat(AT_FDCWD, weights, long_ago, 0), 0);
+    struct model *before = open_model(&options);
+    damage(weights, -200);
+    check_open(&options, false);
+    struct model *after = open_model(&options);
+    assert_string_equal(before->info.fingerprint, after->info.fingerprint);
+    model_close(after);
+    model_close(before);
+    free(dir);
+    free(model);
+    free(weights);
+    free(config);
+}
+
 static void a_damaged_file_is_written_anew(void **state)
 {
     (void)state;
@@ -194,6 +228,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(later_starts_map_what_the_first_one_packed),
         cmocka_unit_test(two_processes_of_a_machine_may_map_one_file),
+        cmocka_unit_test(a_checkpoint_that_was_edited_is_packed_anew),
         cmocka_unit_test(a_damaged_file_is_written_anew),
         cmocka_unit_test(while_another_process_writes_the_file_it_is_left_alone),
         cmocka_unit_test(a_model_opens_where_no_cache_can_be),
