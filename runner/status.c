@@ -228,7 +228,8 @@ static int query_recent(struct recent *out, struct store *store, double window_s
         " coalesce((SELECT sum(tps) FROM ticks), sum(s.n_output_tokens) / window_s)"
         " FROM recent LEFT JOIN samples s ON s.error IS NULL"
         " AND s.attempt_id IN (SELECT attempt_id FROM attempts JOIN live USING (run_id))"
-        " AND 86400 * (julianday('now') - julianday(s.finished_at)) <= window_s",
+        " AND s.finished_at >="
+        " strftime('%%Y-%%m-%%dT%%H:%%M:%%fZ', julianday('now') - window_s / 86400)",
         window_s);
 }
 

@@ -226,7 +226,7 @@ static int open_files(struct store *s, const struct store_files *files)
     s->path = xstrdup(files->path[0]);
     if (store_connect(s, s->path, SQLITE_OPEN_READWRITE) != 0 || store_schema_check(s, false) != 0)
         return -1;
-    if (s->schema_version >= STORE_SCHEMA_VERSION)
+    if (s->schema_version >= STORE_SAME_TABLES_VERSION)
         return 0;
     sqlite3_close(s->db);
     s->db = NULL;

@@ -27,7 +27,7 @@ struct store;
 
 enum store_mode {
     STORE_READ,  /* all files of store_list_files() as one; there must be one. A file of a newer
-                    version is read with a warning. Several files, and one of an older version, are
+                    version is read with a warning. Several files, and one with older tables, are
                     read as they are now: they are copied into a temporary database             */
     STORE_WRITE, /* made (with its folder) or migrated; a newer one is refused.
                     Takes the writer's lock until store_close                     */

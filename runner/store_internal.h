@@ -109,7 +109,9 @@ int store_claim(struct store *s);
 int store_check_claim(struct store *s);
 
 /* ---- store_schema.c ---- */
-#define STORE_SCHEMA_VERSION 3
+#define STORE_SCHEMA_VERSION 4
+/* Files from this version on have the same tables, and are read as they are. */
+#define STORE_SAME_TABLES_VERSION 3
 /* ERR_DATA unless the file is a quire database, or empty and that is allowed: its version is 0
  * then. A newer one is refused by STORE_WRITE. */
 int store_schema_check(struct store *s, bool may_be_empty);

@@ -178,6 +178,13 @@ static const char *const migrations[] = {
     " memory_bytes REAL, error REAL, ratio REAL,"
     " version TEXT, git_commit TEXT, git_dirty INTEGER,"
     " measured_at TEXT);",
+
+    /* A row of samples holds its texts, so going through the rows is reading the whole file. What
+     * is finished, what failed and what ended lately is read from these two indexes alone. */
+    "DROP INDEX samples_task;"
+    "CREATE INDEX samples_task ON samples(task_id, prompt_index, sample_index, error);"
+    "DROP INDEX samples_attempt;"
+    "CREATE INDEX samples_attempt ON samples(attempt_id, finished_at);",
 };
 
 _Static_assert(ARRAY_LEN(migrations) == STORE_SCHEMA_VERSION, "every version has its migration");

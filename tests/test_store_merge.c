@@ -192,7 +192,7 @@ static void an_old_file_gets_what_is_new_and_keeps_its_rows(void **state)
     char *path = make_old_file("old.db");
     bool done[2] = {false};
     struct store *s = open_to_write(path);
-    assert_rows(s, "PRAGMA user_version", "3\n");
+    assert_rows(s, "PRAGMA user_version", "4\n");
     assert_rows(s, "PRAGMA foreign_key_check", "");
     assert_rows(s, "SELECT run_key, slurm_array_job_id FROM runs ORDER BY run_id",
                 "old-2026-11-21T11:24:18.484Z-node1-17-1|NULL\n"
@@ -224,6 +224,31 @@ static void an_old_file_is_read_like_a_new_one_and_stays_old(void **state)
     assert_rows(s, "SELECT samples_done, samples_failed FROM progress", "3|1\n");
     assert_int_equal(store_close(s), 0);
     assert_int_equal(read_integer(path, "PRAGMA user_version"), 1);
+    free(path);
+}
+
+/* What a file of version 3 has instead of the indexes of version 4. */
+static const char version_3[] =
+    "DROP INDEX samples_task; DROP INDEX samples_attempt;"
+    "CREATE INDEX samples_task ON samples(task_id, prompt_index, sample_index);"
+    "CREATE INDEX samples_attempt ON samples(attempt_id); PRAGMA user_version = 3";
+
+static void a_file_with_the_same_tables_is_not_copied_to_be_read(void **state)
+{
+    (void)state;
+    char *path = test_path("version-3.db");
+    make_shard((struct shard){path, 0, 1, 0, 3, "aa"});
+    run_sql(path, version_3);
+    struct store *s = open_to_read(path);
+    assert_rows(s, "SELECT samples_done FROM progress", "8\n");
+    assert_rows(s, "SELECT file <> '' FROM pragma_database_list WHERE name = 'main'", "1\n");
+    assert_int_equal(store_close(s), 0);
+    assert_int_equal(read_integer(path, "PRAGMA user_version"), 3);
+
+    s = open_to_write(path);
+    assert_rows(s, "SELECT name FROM pragma_index_info('samples_task') WHERE seqno = 3", "error\n");
+    assert_rows(s, "SELECT samples_done FROM progress", "8\n");
+    assert_int_equal(store_close(s), 0);
     free(path);
 }
 
@@ -591,6 +616,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_old_file_gets_what_is_new_and_keeps_its_rows),
         cmocka_unit_test(an_old_file_is_read_like_a_new_one_and_stays_old),
+        cmocka_unit_test(a_file_with_the_same_tables_is_not_copied_to_be_read),
         cmocka_unit_test(copies_of_an_old_file_say_the_same_once),
         cmocka_unit_test(merging_twice_is_merging_once),
         cmocka_unit_test(shards_that_share_a_task_become_one_task),
