@@ -224,7 +224,8 @@ static struct store *open_results(const struct config *c, struct work_list *list
     store_files_free(&files);
     if (none)
         return NULL;
-    if (store_open(&store, c->results, STORE_READ) != 0 || work_list_find_done(list, store) != 0) {
+    if (store_open(&store, c->results, STORE_READ_NUMBERS) != 0 ||
+        work_list_find_done(list, store) != 0) {
         log_warning("what is done already is not known: %s", err_get());
         err_clear();
     }

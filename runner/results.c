@@ -244,12 +244,19 @@ static int print_query(struct store *store, const char *sql, FILE *out, enum tab
     return -1;
 }
 
+/* No view but the table of samples shows texts; a statement may do anything. */
+static enum store_mode mode_for(const struct results_options *o)
+{
+    bool texts = o->sql || o->samples || (o->view && strcmp(o->view, "samples") == 0);
+    return texts ? STORE_READ : STORE_READ_NUMBERS;
+}
+
 int results_print(FILE *out, const struct results_options *o)
 {
     enum table_format format = TABLE_TEXT;
     struct store *store;
     if (check_options(o) != 0 || (o->format && table_format_find(&format, o->format) != 0) ||
-        store_open(&store, o->db, STORE_READ) != 0)
+        store_open(&store, o->db, mode_for(o)) != 0)
         return -1;
     struct str sql = {0};
     int rc = make_sql(store, o, format, &sql);

@@ -439,7 +439,7 @@ int status_read(struct status *out, const char *db, const struct config *config,
                        "%s: there are no results (no such file, and no shards of it); `quire run "
                        "CONFIG` makes them, and `quire status CONFIG` shows what it will do",
                        db);
-    if (store_open(&store, db, STORE_READ) != 0)
+    if (store_open(&store, db, STORE_READ_NUMBERS) != 0)
         return -1;
     int rc = read_store(out, store, plan);
     return store_close(store) != 0 ? -1 : rc;

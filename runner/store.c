@@ -346,7 +346,7 @@ int store_open(struct store **out, const char *path, enum store_mode mode)
 {
     if (mode == STORE_WRITE)
         return store_open_as(out, path, &(struct store_owner){.job = ""});
-    struct store *s = store_make(path, STORE_READ);
+    struct store *s = store_make(path, mode);
     return finish_open(out, s, open_to_read(s));
 }
 

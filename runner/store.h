@@ -26,11 +26,13 @@
 struct store;
 
 enum store_mode {
-    STORE_READ,  /* all files of store_list_files() as one; there must be one. A file of a newer
-                    version is read with a warning. Several files, and one with older tables, are
-                    read as they are now: they are copied into a temporary database             */
-    STORE_WRITE, /* made (with its folder) or migrated; a newer one is refused.
-                    Takes the writer's lock until store_close                     */
+    STORE_READ, /* all files of store_list_files() as one; there must be one. A file of a newer
+                   version is read with a warning. Several files, and one with older tables, are
+                   read as they are now: they are copied into a temporary database             */
+    STORE_READ_NUMBERS, /* the same for a reader who asks for no texts: prompt, text and ids of the
+                           samples are not copied, which may be gigabytes                       */
+    STORE_WRITE,        /* made (with its folder) or migrated; a newer one is refused.
+                           Takes the writer's lock until store_close                     */
 };
 
 /* ERR_DATA: missing, not a quire database, damaged, of a newer version; ERR_RESOURCE: cannot be

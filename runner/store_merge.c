@@ -31,6 +31,7 @@ struct merged_table {
     struct reference reference[MAX_REFERENCES];
     const char *computed; /* further columns of a key, as SQL with a comma behind; NULL: none    */
     const char *newer;    /* when row t here takes the values of s there, as SQL; NULL: never    */
+    const char *texts;    /* columns that STORE_READ_NUMBERS leaves out, as SQL; NULL: none      */
     const char *v1_rows;  /* the rows of a file of version 1, as SQL; NULL: those of the table   */
     int since;            /* the version that made the table                                     */
 };
@@ -71,6 +72,7 @@ static const struct merged_table tables[] = {
      .id = "sample_id",
      .key = {"key"},
      .reference = {{"task_id", "tasks"}, {"attempt_id", "attempts"}},
+     .texts = "'prompt', 'text', 'ids'",
      .newer = "t.error IS NOT NULL AND s.error IS NULL"},
     {.name = "events",
      .id = "event_id",
@@ -107,7 +109,7 @@ static const char conflicts_sql[] =
 
 /* ---- statements ---- */
 
-/* What is common to the columns of a table here and there, but for its id. */
+/* What is common to the columns of a table here and there, but for its id and what is left out. */
 struct columns {
     char **name; /* [n] */
     size_t n;
@@ -131,9 +133,11 @@ static int64_t run(struct store *s, const char *sql)
 
 static int find_columns(struct store *s, const struct merged_table *t, struct columns *out)
 {
+    const char *left_out = s->mode == STORE_READ_NUMBERS && t->texts ? t->texts : "";
     char *sql = xasprintf("SELECT name FROM pragma_table_info('%s', 'main') WHERE name <> '%s' AND"
+                          " name NOT IN (%s) AND"
                           " name IN (SELECT name FROM pragma_table_info('source_%s', 'temp'))",
-                          t->name, t->id, t->name);
+                          t->name, t->id, left_out, t->name);
     sqlite3_stmt *stmt = NULL;
     int rc = sqlite3_prepare_v2(s->db, sql, -1, &stmt, NULL);
     while (rc == SQLITE_OK || rc == SQLITE_ROW) {

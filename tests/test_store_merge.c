@@ -553,6 +553,29 @@ static void shards_read_like_the_file_that_they_are_merged_into(void **state)
     free(merged);
 }
 
+static void a_reader_of_numbers_gets_no_copies_of_texts(void **state)
+{
+    (void)state;
+    char *path = test_path("numbers.db");
+    for (int i = 0; i < 2; i++) {
+        char *shard = store_shard_path(path, i, 2);
+        make_shard((struct shard){shard, 0, 0, 2 * i, 2 * i + 1, "aa"});
+        free(shard);
+    }
+    struct store *s;
+    assert_int_equal(store_open(&s, path, STORE_READ_NUMBERS), 0);
+    assert_rows(s, "SELECT count(*), count(prompt), count(text), count(ids) FROM samples",
+                "4|0|0|0\n");
+    assert_rows(s, "SELECT tasks_done, samples_done FROM progress", "1|4\n");
+    bool done[4] = {false};
+    assert_int_equal(store_find_done(s, "task-0", done, 4, 1), 4);
+    assert_int_equal(store_close(s), 0);
+    s = open_to_read(path);
+    assert_rows(s, "SELECT count(prompt), count(text) FROM samples", "4|4\n");
+    assert_int_equal(store_close(s), 0);
+    free(path);
+}
+
 static void a_shard_is_read_while_it_is_written(void **state)
 {
     (void)state;
@@ -628,6 +651,7 @@ int main(void)
         cmocka_unit_test(the_files_of_a_path_are_itself_and_its_shards),
         cmocka_unit_test(a_folder_without_results_is_bad_data),
         cmocka_unit_test(shards_read_like_the_file_that_they_are_merged_into),
+        cmocka_unit_test(a_reader_of_numbers_gets_no_copies_of_texts),
         cmocka_unit_test(a_shard_is_read_while_it_is_written),
         cmocka_unit_test(sixty_four_workers_write_sixty_four_shards_at_once),
     };
