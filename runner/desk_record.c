@@ -28,7 +28,7 @@ void record_event(struct desk *d, int64_t attempt_id, const char *kind, const ch
 void record_commit(struct desk *d)
 {
     double began_s = trace_now(d->options.trace);
-    check(d, store_commit(d->options.store));
+    check(d, store_try_commit(d->options.store));
     trace_end(d->options.trace, TRACE_STORE, "commit", began_s);
 }
 

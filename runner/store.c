@@ -87,7 +87,10 @@ static int give_up(struct store *s)
 int store_fail(struct store *s, const char *what, const char *sql)
 {
     int code = sqlite3_extended_errcode(s->db);
-    err_set(error_kind(code), "%s: cannot %s: %s", s->path, what, sqlite3_errmsg(s->db));
+    const char *hint = (code & 0xFF) == SQLITE_BUSY
+                           ? " (is it open in a sqlite3 shell, or in a pager behind `results`?)"
+                           : "";
+    err_set(error_kind(code), "%s: cannot %s: %s%s", s->path, what, sqlite3_errmsg(s->db), hint);
     if (sql)
         err_set(err_get_kind(), "%s (%.*s%s)", err_get(), SQL_IN_MESSAGE, sql,
                 strlen(sql) > SQL_IN_MESSAGE ? "..." : "");
@@ -135,9 +138,10 @@ int store_begin(struct store *s)
     return 0;
 }
 
-/* SQLITE_OK; SQLITE_BUSY when a reader of a rollback journal keeps the file: nothing is lost, and
- * the next try may succeed; SQLITE_ERROR when the store has failed. Reports all but SQLITE_OK. */
-static int try_commit(struct store *s)
+/* SQLITE_OK; SQLITE_BUSY when a reader of a rollback journal keeps the file for longer than
+ * wait_ms: nothing is lost, and the next try may succeed; SQLITE_ERROR when the store has failed.
+ * Reports all but SQLITE_OK. */
+static int try_commit(struct store *s, int wait_ms)
 {
     if (s->failure) {
         err_set(s->failure_kind, "%s", s->failure);
@@ -150,7 +154,9 @@ static int try_commit(struct store *s)
             end_writing(s);
         return SQLITE_ERROR;
     }
+    sqlite3_busy_timeout(s->db, wait_ms);
     int rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
+    sqlite3_busy_timeout(s->db, STORE_BUSY_MS);
     s->committed_s = time_monotonic_s();
     if (rc != SQLITE_OK) {
         store_fail(s, "commit", NULL);
@@ -159,12 +165,35 @@ static int try_commit(struct store *s)
     s->in_transaction = false;
     s->n_committed += s->n_pending;
     s->n_pending = 0;
+    s->held_up_s = 0;
+    s->warned = false;
     return SQLITE_OK;
 }
 
 int store_commit(struct store *s)
 {
-    return try_commit(s) == SQLITE_OK ? 0 : -1;
+    return try_commit(s, STORE_BUSY_MS) == SQLITE_OK ? 0 : -1;
+}
+
+/* Somebody may leave a reader open over night: that is no reason to end a run. */
+static void note_held_up(struct store *s)
+{
+    if (s->held_up_s == 0)
+        s->held_up_s = s->committed_s;
+    if (s->warned || s->committed_s - s->held_up_s < STORE_HELD_UP_S)
+        return;
+    s->warned = true;
+    log_warning("%s; until its readers are gone, what is finished is only in memory", err_get());
+}
+
+int store_try_commit(struct store *s)
+{
+    if (s->held_up_s > 0 && time_monotonic_s() - s->committed_s < STORE_COMMIT_SECONDS)
+        return 0;
+    int rc = try_commit(s, STORE_TRY_MS);
+    if (rc == SQLITE_BUSY)
+        note_held_up(s);
+    return rc == SQLITE_ERROR ? -1 : 0;
 }
 
 int store_added(struct store *s, int n_samples)
@@ -173,10 +202,7 @@ int store_added(struct store *s, int n_samples)
     if (s->n_pending < STORE_COMMIT_SAMPLES &&
         time_monotonic_s() - s->committed_s < STORE_COMMIT_SECONDS)
         return 0;
-    int rc = try_commit(s);
-    if (rc == SQLITE_BUSY)
-        log_warning("%s; trying again", err_get());
-    return rc == SQLITE_ERROR ? -1 : 0;
+    return store_try_commit(s);
 }
 
 /* ---- opening ---- */
@@ -278,7 +304,11 @@ static int choose_journal(struct store *s)
                set_journal(s, "wal");
     if (!wal && !set_journal(s, "truncate"))
         return store_fail(s, "choose a journal", NULL);
-    return store_exec(s, "open for writing", "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
+    char pragmas[128];
+    snprintf(pragmas, sizeof(pragmas),
+             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_spill = %d",
+             STORE_PAGES_IN_MEMORY);
+    return store_exec(s, "open for writing", pragmas);
 }
 
 /* Tables and the writer's name appear in one transaction. */
@@ -356,7 +386,10 @@ int store_close(struct store *s)
         return 0;
     int rc = 0;
     if (s->mode == STORE_WRITE) {
-        rc = store_commit(s);
+        int commit = try_commit(s, STORE_CLOSE_MS);
+        if (commit == SQLITE_BUSY)
+            give_up(s);
+        rc = commit == SQLITE_OK ? 0 : -1;
         /* With a reader still there the log stays: the next writer or the last reader ends it. */
         sqlite3_busy_timeout(s->db, 0);
         sqlite3_exec(s->db, "PRAGMA journal_mode = DELETE", NULL, NULL, NULL);

@@ -60,6 +60,9 @@ int store_close(struct store *s);
 /* Commits what is pending. -1 with ERR_RESOURCE when the disk is full, with ERR_STOPPED when
  * another process writes to the file now: what was committed stays. */
 int store_commit(struct store *s);
+/* The same, but waits for no reader of a rollback journal: what one holds up stays pending, with a
+ * warning after a while, and the calls that write try again once a second. */
+int store_try_commit(struct store *s);
 
 /* ---- shards ---- */
 struct store_files {

@@ -8,12 +8,22 @@
 /* How long a statement waits for a lock: readers of a rollback journal hold the writer up, and the
  * other way round. */
 #define STORE_BUSY_MS 10000
+/* The same for a commit that can be tried again a second later: the engines stand still meanwhile.
+ */
+#define STORE_TRY_MS 100
+/* The same for the last commit, behind which there is none that could be tried. */
+#define STORE_CLOSE_MS 60000
 /* The same for the moment in which a newer attempt takes the database over: the older one, which
  * commits within seconds unless it hangs, may be within a transaction. */
 #define STORE_CLAIM_MS 60000
 /* How long the older one then stays out between two transactions, which else follow each other at
  * once: more than the tenth of a second after which SQLite looks again for a lock it waits for. */
 #define STORE_GIVE_WAY_MS 250
+/* A reader that has held up the commits for so long is worth a warning. */
+#define STORE_HELD_UP_S 10.0
+/* Pages of a transaction that stay in memory (256 MiB): to write them into the file before the
+ * commit, a rollback journal would have to wait for every reader. */
+#define STORE_PAGES_IN_MEMORY 65536
 
 /* runs.run_key of a run that was recorded before there were keys, as SQL. */
 #define STORE_OLD_RUN_KEY                                                                          \
@@ -70,7 +80,9 @@ struct store {
     bool in_transaction;
     int n_pending;       /* samples of the open transaction                   */
     int64_t n_committed; /* samples that this store has committed             */
-    double committed_s;  /* time_monotonic_s() of the last commit             */
+    double committed_s;  /* time_monotonic_s() of the last commit or try      */
+    double held_up_s;    /* the same of the first try in vain since; 0: none  */
+    bool warned;         /* that a reader holds the commits up                */
     char *failure;       /* why nothing can be written any more; NULL: it can */
     enum err_kind failure_kind;
 };

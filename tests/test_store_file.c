@@ -380,6 +380,54 @@ static void a_reader_and_the_writer_do_not_wait_for_each_other(void **state)
     free(path);
 }
 
+/* More than the cache of SQLite, which would have to go into the file before the commit. */
+static int write_much_while_reading(void *user, int n, const char *const *names,
+                                    const char *const *values, const bool *is_number)
+{
+    (void)n, (void)names, (void)is_number;
+    static char text[200000];
+    struct busy_reader *r = user;
+    memset(text, 'x', sizeof(text) - 1);
+    for (int i = 0; i < 40 && values; i++, r->n_rows++) {
+        char key[32];
+        snprintf(key, sizeof(key), "long-%d", r->n_rows);
+        const struct store_sample sample = {.task_id = r->task,
+                                            .attempt_id = r->attempt,
+                                            .key = key,
+                                            .prompt_index = r->n_rows,
+                                            .text = text,
+                                            .finish_reason = "length",
+                                            .output_sha256 = "aa"};
+        assert_int_equal(store_put_sample(r->f->store, &sample), 0);
+        assert_int_equal(store_try_commit(r->f->store), 0);
+    }
+    return 0;
+}
+
+static void a_reader_of_a_rollback_journal_only_puts_commits_off(void **state)
+{
+    (void)state;
+    char *path = test_path("held-up.db");
+    struct fixture f;
+    assert_int_equal(setenv("QUIRE_TEST_FS_TYPE", "0x6969", 1), 0);
+    fixture_open(&f, path);
+    struct busy_reader r = {.f = &f};
+    r.task = fixture_task(&f, (struct fixture_task){.attention = "flash", .n_samples = 40});
+    r.attempt = fixture_attempt(&f, r.task, "flash", "");
+    assert_int_equal(store_commit(f.store), 0);
+    struct store *reader;
+    assert_int_equal(store_open(&reader, path, STORE_READ), 0);
+    double began = time_monotonic_s();
+    assert_int_equal(store_query(reader, "SELECT * FROM tasks", write_much_while_reading, &r), 0);
+    assert_true(time_monotonic_s() - began < 5);
+    assert_int_equal(r.n_rows, 40);
+    fixture_close(&f);
+    assert_rows(reader, "SELECT count(*), sum(length(text)) FROM samples", "40|7999960\n");
+    assert_int_equal(store_close(reader), 0);
+    assert_int_equal(unsetenv("QUIRE_TEST_FS_TYPE"), 0);
+    free(path);
+}
+
 static void only_file_systems_of_one_machine_get_a_log(void **state)
 {
     (void)state;
@@ -627,6 +675,7 @@ int main(void)
         cmocka_unit_test(a_second_writer_is_told_who_the_first_one_is),
         cmocka_unit_test(writers_that_hurry_never_hold_the_lock_together),
         cmocka_unit_test(a_reader_and_the_writer_do_not_wait_for_each_other),
+        cmocka_unit_test(a_reader_of_a_rollback_journal_only_puts_commits_off),
         cmocka_unit_test(only_file_systems_of_one_machine_get_a_log),
         cmocka_unit_test(what_was_committed_survives_kills_at_random_times),
         cmocka_unit_test(a_rollback_journal_survives_them_as_well),
