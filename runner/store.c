@@ -84,13 +84,34 @@ static int give_up(struct store *s)
     return -1;
 }
 
+static bool log_is_left(const struct store *s)
+{
+    char *log = xasprintf("%s-wal", s->path);
+    bool is_left = file_exists(log);
+    free(log);
+    return is_left;
+}
+
+/* What SQLite's message does not tell. */
+static const char *advice(const struct store *s, int code)
+{
+    switch (code & 0xFF) {
+    case SQLITE_BUSY: return " (is it open in a sqlite3 shell, or in a pager behind `results`?)";
+    case SQLITE_CANTOPEN:
+        return log_is_left(s) ? " (its last run was killed and left a log, FILE-wal: to read that "
+                                "takes the right to write in its folder)"
+                              : "";
+    case SQLITE_FULL: /* what is read is united in a temporary database */
+        return s->mode == STORE_WRITE ? "" : " (the folder for temporary files: TMPDIR names it)";
+    default: return "";
+    }
+}
+
 int store_fail(struct store *s, const char *what, const char *sql)
 {
     int code = sqlite3_extended_errcode(s->db);
-    const char *hint = (code & 0xFF) == SQLITE_BUSY
-                           ? " (is it open in a sqlite3 shell, or in a pager behind `results`?)"
-                           : "";
-    err_set(error_kind(code), "%s: cannot %s: %s%s", s->path, what, sqlite3_errmsg(s->db), hint);
+    err_set(error_kind(code), "%s: cannot %s: %s%s", s->path, what, sqlite3_errmsg(s->db),
+            advice(s, code));
     if (sql)
         err_set(err_get_kind(), "%s (%.*s%s)", err_get(), SQL_IN_MESSAGE, sql,
                 strlen(sql) > SQL_IN_MESSAGE ? "..." : "");

@@ -227,7 +227,9 @@ int store_schema_check(struct store *s, bool may_be_empty)
         return 0;
     if (id != APPLICATION_ID)
         return err_set(ERR_DATA, "%s: %s, not a results database of quire", s->path,
-                       is_empty ? "an empty file" : "the SQLite database of another program");
+                       is_empty
+                           ? "an empty file (was it copied without FILE-wal while a run wrote it?)"
+                           : "the SQLite database of another program");
     if (s->schema_version <= STORE_SCHEMA_VERSION)
         return 0;
     if (s->mode == STORE_WRITE)

@@ -183,6 +183,46 @@ static void a_damaged_database_is_bad_data(void **state)
     free(path);
 }
 
+#define NOBODY 65534
+
+/* Leaves the database as a killed run does: with a log, and here without what shared it. */
+static void leave_log(const char *path)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        struct fixture f;
+        fixture_open(&f, path);
+        _exit(store_commit(f.store) == 0 ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_file_exists(path, "-wal", true);
+    char *shared = xasprintf("%s-shm", path);
+    assert_int_equal(unlink(shared), 0);
+    free(shared);
+}
+
+static void a_log_that_cannot_be_read_is_named(void **state)
+{
+    (void)state;
+    if (geteuid() != 0)
+        skip();
+    char *path = test_path("logged.db");
+    leave_log(path);
+    assert_int_equal(chmod(test_dir(), 0755), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct store *s;
+        bool refused = setuid(NOBODY) == 0 && store_open(&s, path, STORE_READ) != 0;
+        _exit(refused && strstr(err_get(), "left a log") ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    free(path);
+}
+
 /* ---- versions ---- */
 
 static void a_newer_database_is_read_but_not_written(void **state)
@@ -668,6 +708,7 @@ int main(void)
         cmocka_unit_test(an_empty_file_can_be_written_but_not_read),
         cmocka_unit_test(a_folder_that_cannot_be_made_is_named),
         cmocka_unit_test(a_damaged_database_is_bad_data),
+        cmocka_unit_test(a_log_that_cannot_be_read_is_named),
         cmocka_unit_test(a_newer_database_is_read_but_not_written),
         cmocka_unit_test(a_new_key_becomes_a_column_of_an_old_database),
         cmocka_unit_test(a_migration_that_fails_leaves_the_file_as_it_was),
