@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 /* Requests kept in the engine beyond the running ones, so that it never waits for the desk. */
@@ -11,6 +12,8 @@
 
 #define ASK_AGAIN_S 0.02 /* after the answer that there is nothing now */
 #define NAP_NS      1000000
+
+#define REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
 
 /* One submitted sample, from submission to its finish callback. */
 struct flight {
@@ -61,6 +64,25 @@ static void on_token(void *user, int id)
     f->started = true;
 }
 
+/* What comes behind a NUL would be lost in the database, where it ends a text: it becomes U+FFFD
+ * like what is not UTF-8. */
+static void replace_nuls(struct str *text)
+{
+    struct str out = {0};
+    size_t at = 0;
+    const char *nul;
+    while (at < text->len && (nul = memchr(text->data + at, '\0', text->len - at))) {
+        str_append(&out, text->data + at, (size_t)(nul - text->data) - at);
+        str_append_c(&out, REPLACEMENT);
+        at = (size_t)(nul - text->data) + 1;
+    }
+    if (at == 0)
+        return;
+    str_append(&out, text->data + at, text->len - at);
+    str_free(text);
+    *text = out;
+}
+
 static void on_finish(void *user, const struct completion *c)
 {
     struct flight *f = user;
@@ -70,6 +92,7 @@ static void on_finish(void *user, const struct completion *c)
     if (c->reason != FINISH_CANCELLED) {
         if (tokenizer)
             tokenizer_decode(tokenizer, &text, c->ids, (size_t)c->n_ids, true);
+        replace_nuls(&text);
         link_put(s->g->link,
                  &(struct outcome){.group = s->g->group_index,
                                    .work = f->work,

@@ -158,6 +158,19 @@ exits "failed samples are tried again" 1 "$quire" run "$work/long.yaml" --result
 sql_equal "failed samples are tried again: each sample is still one row" "$work/long.db" \
     "select count(*), sum(error is not null), (select count(*) from attempts) from samples" "3|1|2"
 
+# Token 192 of this model is the byte 0, at which a text would end.
+cat >"$work/any.yaml" <<TEXT
+experiment: any-bytes
+model: {path: $PWD/configs/models/demo}
+sampling: {temperature: 50, n: 32, max_tokens: 300, ignore_eos: true}
+prompts: {list: [one]}
+TEXT
+exits "answers of any bytes" 0 "$quire" run "$work/any.yaml" --results "$work/any.db"
+sql_equal "answers of any bytes: no text is cut" "$work/any.db" \
+    "select sum(nuls) > 0, sum(length(text) - length(replace(text, char(65533), '')) < nuls)
+     from (select text, (select count(*) from json_each(ids) where value = 192) as nuls
+           from samples)" "1|0"
+
 # ---- databases ----
 
 echo "not a database, but long enough to look like one" >"$work/text.db"
