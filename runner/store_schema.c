@@ -184,7 +184,10 @@ static const char *const migrations[] = {
     "DROP INDEX samples_task;"
     "CREATE INDEX samples_task ON samples(task_id, prompt_index, sample_index, error);"
     "DROP INDEX samples_attempt;"
-    "CREATE INDEX samples_attempt ON samples(attempt_id, finished_at);",
+    "CREATE INDEX samples_attempt ON samples(attempt_id, finished_at);"
+    /* A merge looks for each event whether it is there. */
+    "DROP INDEX events_run;"
+    "CREATE INDEX events_run ON events(run_id, at);",
 };
 
 _Static_assert(ARRAY_LEN(migrations) == STORE_SCHEMA_VERSION, "every version has its migration");

@@ -231,7 +231,8 @@ static void an_old_file_is_read_like_a_new_one_and_stays_old(void **state)
 static const char version_3[] =
     "DROP INDEX samples_task; DROP INDEX samples_attempt;"
     "CREATE INDEX samples_task ON samples(task_id, prompt_index, sample_index);"
-    "CREATE INDEX samples_attempt ON samples(attempt_id); PRAGMA user_version = 3";
+    "CREATE INDEX samples_attempt ON samples(attempt_id);"
+    "DROP INDEX events_run; CREATE INDEX events_run ON events(run_id); PRAGMA user_version = 3";
 
 static void a_file_with_the_same_tables_is_not_copied_to_be_read(void **state)
 {

@@ -88,12 +88,25 @@ static void finished_samples_are_counted_without_reading_their_texts(void **stat
     free(path);
 }
 
+static void one_event_of_a_run_is_found_without_reading_the_others(void **state)
+{
+    (void)state;
+    char *path = make_pairs("events.db", 2);
+    char *plan =
+        query_plan(path, "SELECT event_id FROM events WHERE run_id IS 1 AND attempt_id IS 1"
+                         " AND kind IS 'resume' AND detail IS '' AND at IS ''");
+    assert_non_null(strstr(plan, "events_run (run_id=? AND at=?)"));
+    free(plan);
+    free(path);
+}
+
 int main(void)
 {
     log_set_level("quiet");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_speedup_does_not_compare_every_task_with_every_other),
         cmocka_unit_test(finished_samples_are_counted_without_reading_their_texts),
+        cmocka_unit_test(one_event_of_a_run_is_found_without_reading_the_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
