@@ -401,16 +401,27 @@ int store_open(struct store **out, const char *path, enum store_mode mode)
     return finish_open(out, s, open_to_read(s));
 }
 
+/* There is no commit behind this one that could be tried, so it waits longer, and says so. */
+static int commit_at_last(struct store *s)
+{
+    int rc = try_commit(s, STORE_BUSY_MS);
+    if (rc == SQLITE_BUSY) {
+        log_warning("%s; waiting for its readers to end, for at most %d s", err_get(),
+                    STORE_CLOSE_MS / 1000);
+        rc = try_commit(s, STORE_CLOSE_MS);
+    }
+    if (rc == SQLITE_BUSY)
+        give_up(s);
+    return rc == SQLITE_OK ? 0 : -1;
+}
+
 int store_close(struct store *s)
 {
     if (!s)
         return 0;
     int rc = 0;
     if (s->mode == STORE_WRITE) {
-        int commit = try_commit(s, STORE_CLOSE_MS);
-        if (commit == SQLITE_BUSY)
-            give_up(s);
-        rc = commit == SQLITE_OK ? 0 : -1;
+        rc = commit_at_last(s);
         /* With a reader still there the log stays: the next writer or the last reader ends it. */
         sqlite3_busy_timeout(s->db, 0);
         sqlite3_exec(s->db, "PRAGMA journal_mode = DELETE", NULL, NULL, NULL);
