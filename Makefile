@@ -149,7 +149,8 @@ install: all ## install below DESTDIR/PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/include/quire/engine $(DESTDIR)$(PREFIX)/include/quire/kernels
 	install -m 644 $(addprefix engine/,engine.h chat.h tokenizer.h trace.h util.h) \
 	    $(DESTDIR)$(PREFIX)/include/quire/engine
-	install -m 644 kernels/backend.h $(DESTDIR)$(PREFIX)/include/quire/kernels
+	install -m 644 $(addprefix kernels/,backend.h random_rows.h) \
+	    $(DESTDIR)$(PREFIX)/include/quire/kernels
 	install -d $(DESTDIR)$(PREFIX)/share/quire
 	cp -R configs $(DESTDIR)$(PREFIX)/share/quire/
 
