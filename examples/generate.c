@@ -1,21 +1,38 @@
 /* generate.c - the embeddable engine in one page: answer one prompt and print the text as it comes.
  *
- *   cc -I. examples/generate.c build/libquire.a -fopenmp -ljansson -lpcre2-8 -lutf8proc -lcrypto
- * -lm
+ *   cc -I. examples/generate.c build/libquire.a -rdynamic -fopenmp \
+ *       -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm
  *   ./a.out configs/models/demo "12 plus 34 is"
+ *
+ * -rdynamic is for a GPU: quire_cuda.so, which is opened at run time, uses functions of libquire.a.
+ * It is looked for beside the program, then in ../lib/quire of it.
  */
 #include "engine/engine.h"
 
 #include <stdio.h>
 #include <string.h>
 
+static void print(struct str *text)
+{
+    fwrite(text->data ? text->data : "", 1, text->len, stdout);
+    fflush(stdout);
+    str_free(text);
+}
+
 static void print_token(void *user, int id)
 {
     struct str text = {0};
     token_decoder_push(user, &text, id);
-    fwrite(text.data ? text.data : "", 1, text.len, stdout);
-    fflush(stdout);
-    str_free(&text);
+    print(&text);
+}
+
+/* What was held back because it could have gone on. */
+static void print_rest(void *user, const struct completion *completion)
+{
+    struct str text = {0};
+    (void)completion;
+    token_decoder_flush(user, &text);
+    print(&text);
 }
 
 int main(int argc, char **argv)
@@ -24,7 +41,8 @@ int main(int argc, char **argv)
     struct engine *engine = NULL;
     struct token_list prompt = {0};
     struct engine_options options = {.fast = true, .max_num_seqs = 1};
-    struct request request = {.sampling = {.max_tokens = 64}, .on_token = print_token};
+    struct request request = {
+        .sampling = {.max_tokens = 64}, .on_token = print_token, .on_finish = print_rest};
     int status = 1;
 
     if (argc != 3) {
