@@ -473,6 +473,8 @@ static bool compute_step(struct engine *e)
     scheduler_next(e->scheduler, &step);
     if (step.n_seqs > 0)
         launch(e, &step);
+    else
+        kv_memory_copy(&e->kv, &step); /* a preempted seq may be swapped out without a step */
     if (e->n_flights == 0)
         return false;
     if (e->layout.options.async_scheduling && step.n_seqs > 0 && e->n_flights < 2)

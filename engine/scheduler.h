@@ -83,7 +83,7 @@ struct schedule {
 };
 
 /* Fills in the next step. n_seqs is 0 only when nothing is waiting or running, or when all that is
- * running has its last token, not known yet. */
+ * running has its last token, not known yet; there may be blocks to swap out even then. */
 void scheduler_next(struct scheduler *s, struct schedule *out);
 
 /* After the step: every seq's n_computed grows by n_scheduled, full blocks of known tokens enter

@@ -103,6 +103,46 @@ static void a_prompt_that_is_swapped_out_in_its_middle_goes_on_there(void **stat
     teardown(&roomy);
 }
 
+/* The first request has got its last token, which the host does not know yet, when the second one
+ * needs a ninth block: it is swapped out in front of a step that computes nothing. */
+static void run_into_an_empty_step(struct fixture *f)
+{
+    struct request ends = f->w->request[9], gives_way = f->w->request[11];
+    assert_int_equal(ends.n_prompt, 64);
+    assert_int_equal(gives_way.n_prompt, 47);
+    ends.sampling.max_tokens = 2;
+    gives_way.sampling.max_tokens = MAX_OUTPUT;
+    ends.sampling.ignore_eos = gives_way.sampling.ignore_eos = true;
+    workload_submit(f->engine, &ends, NULL);
+    workload_submit(f->engine, &gives_way, NULL);
+    workload_step_all(f->engine);
+}
+
+static void what_is_swapped_out_in_front_of_an_empty_step_comes_back(void **state)
+{
+    (void)state;
+    struct fixture roomy, tight;
+    struct engine_options options = {.fast = true};
+    struct engine_stats s;
+    workload_async = true;
+    setup(&roomy, &options);
+    options.n_kv_blocks = 8;
+    options.swap_bytes = 1 << 20;
+    setup(&tight, &options);
+    workload_async = false;
+    run_into_an_empty_step(&roomy);
+    run_into_an_empty_step(&tight);
+    engine_get_stats(tight.engine, &s);
+    assert_int_equal(s.n_preemptions, 1);
+    assert_int_equal(s.n_swapped_in, 1);
+    const struct outcome *a = &roomy.w->outcome[11], *b = &tight.w->outcome[11];
+    assert_int_equal(a->n_ids, MAX_OUTPUT);
+    assert_int_equal(b->n_ids, MAX_OUTPUT);
+    assert_memory_equal(a->ids, b->ids, sizeof(a->ids));
+    teardown(&tight);
+    teardown(&roomy);
+}
+
 static void a_swapped_prompt_is_not_computed_again(void **state)
 {
     (void)state;
@@ -129,6 +169,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_is_cancelled_while_it_is_swapped_out),
         cmocka_unit_test(a_prompt_that_is_swapped_out_in_its_middle_goes_on_there),
+        cmocka_unit_test(what_is_swapped_out_in_front_of_an_empty_step_comes_back),
         cmocka_unit_test(a_swapped_prompt_is_not_computed_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
