@@ -146,6 +146,36 @@ static int choose_settings(struct settings *s, const struct choices *o)
                        ARRAY_LEN(kernels));
 }
 
+static int check_numbers(const struct choices *o)
+{
+    const struct {
+        const char *name;
+        double value, low, high;
+    } number[] = {
+        {"max-tokens", (double)o->max_tokens, 1, ENGINE_MAX_BATCHED_TOKENS},
+        {"temperature", o->temperature, 0, 100},
+        {"min-p", o->min_p, 0, 1},
+        {"top-k", (double)o->top_k, 0, TOKENIZER_MAX_VOCAB},
+        {"threads", (double)o->threads, 0, 1024},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(number); i++)
+        if (!(number[i].value >= number[i].low && number[i].value <= number[i].high))
+            return err_set(ERR_CONFIG, "--%s is %.10g; expected %.10g to %.10g", number[i].name,
+                           number[i].value, number[i].low, number[i].high);
+    if (!(o->top_p > 0 && o->top_p <= 1)) /* for the engine, 0 means all tokens */
+        return err_set(ERR_CONFIG, "--top-p is %g; expected more than 0, at most 1", o->top_p);
+    return 0;
+}
+
+static int check_choices(const struct choices *o)
+{
+    if (!o->model)
+        return err_set(ERR_CONFIG, "--model is missing: the directory of a Hugging Face model");
+    if (o->system && !o->chat)
+        return err_set(ERR_CONFIG, "--system needs --chat: a plain prompt has no system message");
+    return check_numbers(o);
+}
+
 static int run_generate(const struct choices *o)
 {
     static const struct decision_policy policy = {.allow_cpu = true};
@@ -158,16 +188,11 @@ static int run_generate(const struct choices *o)
         .weight_cache = config_get_environment("QUIRE_WEIGHT_CACHE")};
     struct settings settings;
     struct decision decision;
-    if (choose_settings(&settings, o) != 0 ||
+    if (check_choices(o) != 0 || choose_settings(&settings, o) != 0 ||
         decision_choose_device(&decision, &settings, &policy) != 0)
         return -1;
     options.device = decision.device;
     options.quantization = (enum quantization)settings.model.quantization;
-    if (!o->model)
-        return err_set(ERR_CONFIG, "--model is missing: the directory of a Hugging Face model");
-    if (o->max_tokens < 1 || o->max_tokens > ENGINE_MAX_BATCHED_TOKENS)
-        return err_set(ERR_CONFIG, "--max-tokens is %lld; expected 1 to %d",
-                       (long long)o->max_tokens, ENGINE_MAX_BATCHED_TOKENS);
     struct model *model;
     decision_choose_engine(&decision, &settings);
     decision_log_loading(&decision, o->model);

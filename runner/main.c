@@ -69,7 +69,7 @@ static int finish(int code)
 {
     if (err_get()[0] && code != 0)
         fprintf(stderr, "quire: %s\n", err_get());
-    if (fflush(stdout) != 0 && code == 0) {
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0) {
         fprintf(stderr, "quire: the output could not be written\n");
         return ERR_RESOURCE;
     }

@@ -68,6 +68,14 @@ exits "a plan of chats without a chat template" 0 "$quire" plan configs/demo.yam
     --set "model.path=$work/base" --set prompts.chat=true
 prints "a plan of chats without a chat template: a warning" '^\[WARNING\] .*/base has no chat template: '
 
+for wrong in --threads=-1 --top-k=4294967297 --top-p=0 --temperature=nan --min-p=2 --system=x; do
+    exits "generate with $wrong" 2 "$quire" generate --model configs/models/demo --prompt x "$wrong"
+    prints "generate with $wrong: it is named" "^quire: ${wrong%%=*} "
+done
+# shellcheck disable=SC2016 # of the inner shell
+exits "generate with nowhere to write" 69 bash -c '"$0" generate --model configs/models/demo >/dev/full' \
+    "$quire"
+
 model=$data/models/tinystories-656k-bf16
 reference=$data/reference/tinystories-656k-bf16.json
 if [ -d "$model" ] && [ -f "$reference" ]; then
