@@ -31,6 +31,8 @@
 /* A step between launch and collect. Its number in the ring is its slot of the device's fetches. */
 struct flight {
     struct step_rows rows;
+    int *sampled;    /* [max_num_seqs] by lane, when they are fetched    */
+    bool is_fetched; /* or there is nothing to fetch                     */
     bool prefills;
     long step; /* counted from 1 */
     struct traced_step traced;
@@ -43,13 +45,12 @@ struct engine {
     struct scheduler *scheduler;
     struct activations activations;
     struct kv_memory kv;
-    struct step_batch batch;    /* of the step that is launched              */
-    struct flight flight[2];    /* launched and not collected, a ring        */
-    int n_flights, next_flight; /* the next slot to take                     */
-    struct recording recording; /* of decode steps                           */
-    int *sampled;               /* device: [max_num_seqs] by lane            */
-    int *sampled_host;          /* [max_num_seqs]                            */
-    struct engine_stats stats;  /* of the stepping thread                   */
+    struct step_batch batch;           /* of the step that is launched              */
+    struct flight flight[FETCH_SLOTS]; /* launched and not collected, a ring        */
+    int n_flights, next_flight;        /* the next slot to take                     */
+    struct recording recording;        /* of decode steps                           */
+    int *sampled;                      /* device: [max_num_seqs] by lane            */
+    struct engine_stats stats;         /* of the stepping thread                   */
     struct step_trace trace;
     double seqs_sum, waste_sum; /* over steps, for the means in stats      */
     atomic_flag stepping;
@@ -103,9 +104,11 @@ static int take_memory(struct engine *e)
         device->ops->reserve(device, &l->limits) < 0)
         return err_prefix("memory for steps of %d tokens", l->limits.max_tokens);
     e->sampled = device->ops->alloc(device, n_lanes * sizeof(int));
-    e->sampled_host = xcalloc(n_lanes, sizeof(int));
-    for (size_t i = 0; i < ARRAY_LEN(e->flight); i++)
+    for (size_t i = 0; i < ARRAY_LEN(e->flight); i++) {
         step_rows_init(&e->flight[i].rows, l->options.max_num_seqs);
+        e->flight[i].sampled = xcalloc(n_lanes, sizeof(int));
+        e->flight[i].is_fetched = true;
+    }
     if (!e->sampled)
         return -1;
     return kv_memory_init(&e->kv, device, &l->plan, e->model->info.n_layers);
@@ -186,18 +189,21 @@ void engine_close(struct engine *e)
     }
     struct device *device = e->model->device;
     device->ops->sync(device);
+    if (e->model->fetching == e)
+        e->model->fetching = NULL;
     recording_free(&e->recording);
     scheduler_close(e->scheduler);
     kv_cache_close(e->cache);
     kv_memory_free(&e->kv);
     device->ops->free(device, e->sampled);
     step_batch_free(&e->batch);
-    for (size_t i = 0; i < ARRAY_LEN(e->flight); i++)
+    for (size_t i = 0; i < ARRAY_LEN(e->flight); i++) {
         step_rows_free(&e->flight[i].rows);
+        free(e->flight[i].sampled);
+    }
     activations_free(&e->activations, e->model);
     pthread_cond_destroy(&e->work);
     pthread_mutex_destroy(&e->lock);
-    free(e->sampled_host);
     free(e);
 }
 
@@ -364,6 +370,29 @@ static size_t sampled_bytes(const struct engine *e)
     return (size_t)e->layout.options.max_num_seqs * sizeof(int);
 }
 
+/* Waits for the tokens of a step, unless they are here. */
+static void fetch(struct engine *e, int slot)
+{
+    struct device *device = e->model->device;
+    struct flight *f = &e->flight[slot];
+    if (!f->is_fetched)
+        device->ops->fetch_end(device, slot, f->sampled, sampled_bytes(e));
+    f->is_fetched = true;
+}
+
+/* The model's engines take turns with the device's slots: the tokens that another one has in them
+ * come home first. */
+static void fetch_begin(struct engine *e, int slot)
+{
+    struct device *device = e->model->device;
+    struct engine *other = e->model->fetching;
+    for (int i = 0; other && other != e && i < FETCH_SLOTS; i++)
+        fetch(other, i);
+    e->model->fetching = e;
+    device->ops->fetch_begin(device, slot, e->sampled, sampled_bytes(e));
+    e->flight[slot].is_fetched = false;
+}
+
 /* The forward pass and the sampling of the batch that was filled last. */
 static void enqueue(void *engine)
 {
@@ -390,7 +419,6 @@ static void enqueue(void *engine)
 /* Enqueues all of a step on the device, and the fetch of its tokens. */
 static void launch(struct engine *e, const struct schedule *step)
 {
-    struct device *device = e->model->device;
     int slot = e->next_flight;
     struct flight *f = &e->flight[slot];
     note_scheduled(e, step);
@@ -407,7 +435,7 @@ static void launch(struct engine *e, const struct schedule *step)
     else
         enqueue(e);
     step_trace_launched(&e->trace, &f->traced);
-    device->ops->fetch_begin(device, slot, e->sampled, sampled_bytes(e));
+    fetch_begin(e, slot);
     scheduler_advance(e->scheduler, step);
     for (int i = 0; i < f->rows.n; i++)
         scheduler_add_unknown(f->rows.seq[i]);
@@ -421,10 +449,9 @@ static void launch(struct engine *e, const struct schedule *step)
 /* Fetches the tokens of the oldest step in flight. */
 static struct flight *collect(struct engine *e)
 {
-    struct device *device = e->model->device;
     int slot = e->n_flights == 2 ? e->next_flight : 1 - e->next_flight;
     struct flight *f = &e->flight[slot];
-    device->ops->fetch_end(device, slot, e->sampled_host, sampled_bytes(e));
+    fetch(e, slot);
     step_trace_part(&e->trace, "wait", f->step);
     step_trace_collect(&e->trace, &f->traced, f->rows.n);
     double now_s = time_monotonic_s();
@@ -432,7 +459,7 @@ static struct flight *collect(struct engine *e)
         struct seq *seq = f->rows.seq[i];
         if (!seq)
             continue;
-        scheduler_set_known(e->scheduler, seq, e->sampled_host[f->rows.lane[i]]);
+        scheduler_set_known(e->scheduler, seq, f->sampled[f->rows.lane[i]]);
         if (seq->first_token_s == 0)
             seq->first_token_s = now_s;
         e->stats.output_tokens++;

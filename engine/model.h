@@ -30,6 +30,7 @@ struct model {
     struct weight lm_head;       /* [vocab, hidden]; empty when tied */
     float *final_gain;           /* [hidden]             */
     float *rope;                 /* [info.max_position, head_dim] */
+    struct engine *fetching;     /* used the device's fetch slots last; NULL: none */
 };
 
 /* Activation memory for steps of up to max_tokens tokens and max_rows rows of logits. What an

@@ -614,6 +614,30 @@ static void an_engine_closes_in_the_middle_of_its_work(void **state)
     teardown(&f);
 }
 
+static void engines_of_one_model_may_take_turns(void **state)
+{
+    (void)state;
+    struct fixture f;
+    setup(&f, &SMALL);
+    struct workload *alone = workload_make(), *w = workload_make();
+    workload_run(alone, f.model, &SMALL);
+    struct engine *other = workload_open_engine(f.model, &SMALL);
+    for (int i = 0; i < N_REQUESTS; i++) { /* in another order, so that lanes have other tokens */
+        workload_submit(f.engine, &f.w->request[i], NULL);
+        workload_submit(other, &w->request[N_REQUESTS - 1 - i], NULL);
+    }
+    for (bool worked = true; worked;) {
+        worked = engine_step(f.engine) > 0;
+        worked |= engine_step(other) > 0;
+    }
+    engine_close(other);
+    workload_assert_same(alone, f.w, MODELS[0], "another engine beside it");
+    workload_assert_same(alone, w, MODELS[0], "an engine in front of it");
+    free(alone);
+    free(w);
+    teardown(&f);
+}
+
 /* ---- statistics ---- */
 
 static void statistics_add_up(void **state)
@@ -712,6 +736,7 @@ int main(void)
         BOTH_WAYS(many_threads_may_submit_while_one_steps),
         BOTH_WAYS(a_background_thread_works_whenever_there_is_work),
         BOTH_WAYS(an_engine_closes_in_the_middle_of_its_work),
+        BOTH_WAYS(engines_of_one_model_may_take_turns),
         BOTH_WAYS(statistics_add_up),
         cmocka_unit_test(names_are_those_of_the_configuration),
     };
