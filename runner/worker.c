@@ -27,6 +27,7 @@ struct worker {
     struct opening opening;  /* of the order at hand */
     bool has_cpus;           /* took this rank's part of the processors        */
     int n_threads;           /* for this rank; 0: all that it may use          */
+    double memory_bytes;     /* of a CPU, for this rank; 0: not known yet */
     double busy_s, pulse_s;
     char warned_of[DECISION_REASON_MAX]; /* the last degraded_reason that was shown */
 };
@@ -109,6 +110,20 @@ static int load_model(struct worker *w, const struct model_group *group, enum de
     return 0;
 }
 
+/* Linux promises the memory that is free to every rank of a host, and kills one when they use it:
+ * each takes its part of what was free when it began. A GPU's memory is for one rank. */
+static void share_memory(struct worker *w, struct engine_options *options)
+{
+    int n_ranks = cluster_get_place(w->options->cluster).local_size;
+    double free_bytes = (double)model_get_info(w->model)->device.free_bytes;
+    if (w->device != DEVICE_CPU || n_ranks == 1)
+        return;
+    if (w->memory_bytes == 0)
+        w->memory_bytes = free_bytes / n_ranks;
+    if (w->memory_bytes < free_bytes)
+        options->memory_utilization *= w->memory_bytes / free_bytes;
+}
+
 static int open_engine(struct worker *w, const struct engine_group *group)
 {
     struct opening *o = &w->opening;
@@ -125,6 +140,7 @@ static int open_engine(struct worker *w, const struct engine_group *group)
     if (cluster_get_place(w->options->cluster).rank == 0) /* the desk speaks for the others */
         decision_log(&o->decision, w->warned_of);
     work_engine_options(&options, &o->decision, group, info);
+    share_memory(w, &options);
     options.trace = w->options->trace;
     if (engine_open(&w->engine, w->model, &options) != 0) {
         if (decision_use_standard_engine(&o->decision, &w->options->policy) != 0)

@@ -78,3 +78,26 @@ lose_rank()
 }
 lose_rank 2
 lose_rank 0
+
+# A KV cache of more than any machine has: memory is promised at the start, and taken when it is used.
+
+cat >"$work/wide.json" <<TEXT
+{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+ "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 8,
+ "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 96, "max_position_embeddings": 32768,
+ "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "tie_word_embeddings": true}
+TEXT
+cat >"$work/wide.yaml" <<TEXT
+experiment: wide
+model: {architecture: wide.json, init: random, dtype: float32}
+engine: {device: cpu, max_num_seqs: 4000, max_model_len: 32768, block_size: 16, num_threads: 1}
+sampling: {max_tokens: 1, n: 4000}
+prompts: {list: [[1]]}
+TEXT
+for n in 1 4; do
+    exits "$n ranks with a KV cache of all the memory" 0 "${mpi[@]}" -np $n "$quire" run \
+        "$work/wide.yaml" --results "$work/wide$n.db"
+    blocks[n]=$(sed -n 's/.*Fast engine initialised: \([0-9]*\) KV blocks.*/\1/p' "$out")
+done
+# Other programs of the machine come and go: a third instead of a quarter.
+check "a rank of 4 takes its part of the memory" test $((blocks[4] * 3)) -le "${blocks[1]}"
