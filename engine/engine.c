@@ -55,10 +55,9 @@ struct engine {
     double seqs_sum, waste_sum; /* over steps, for the means in stats      */
     atomic_flag stepping;
 
-    pthread_mutex_t lock;     /* guards what follows */
-    struct job *first, *last; /* unfinished, in the order of submission */
-    struct job *unseen;       /* the first job that the scheduler does not know yet */
-    int n_jobs;
+    pthread_mutex_t lock; /* guards what follows */
+    struct job_list jobs;
+    struct job *unseen;  /* the first job that the scheduler does not know yet */
     bool cancel_pending; /* some seq.cancelled is set                          */
     uint64_t next_id;
     struct engine_stats published; /* stats after the latest step              */
@@ -182,11 +181,7 @@ void engine_close(struct engine *e)
     if (!e)
         return;
     engine_stop(e);
-    while (e->first) {
-        struct job *job = e->first;
-        e->first = job->next;
-        job_close(job);
-    }
+    job_list_free(&e->jobs);
     struct device *device = e->model->device;
     device->ops->sync(device);
     if (e->model->fetching == e)
@@ -224,15 +219,9 @@ int engine_submit(struct engine *e, const struct request *request, uint64_t *id)
     job->seq.id = e->next_id++;
     if (id)
         *id = job->seq.id;
-    job->prev = e->last;
-    if (e->last)
-        e->last->next = job;
-    else
-        e->first = job;
-    e->last = job;
+    job_list_push(&e->jobs, job);
     if (!e->unseen)
         e->unseen = job;
-    e->n_jobs++;
     pthread_cond_signal(&e->work);
     pthread_mutex_unlock(&e->lock);
     return 0;
@@ -241,9 +230,7 @@ int engine_submit(struct engine *e, const struct request *request, uint64_t *id)
 bool engine_cancel(struct engine *e, uint64_t id)
 {
     pthread_mutex_lock(&e->lock);
-    struct job *job = e->first;
-    while (job && job->seq.id != id)
-        job = job->next;
+    struct job *job = job_list_find(&e->jobs, id);
     if (job)
         job->seq.cancelled = e->cancel_pending = true;
     pthread_mutex_unlock(&e->lock);
@@ -267,16 +254,7 @@ static void forget_rows(struct engine *e, const struct seq *seq)
 static void take_out(struct engine *e, struct job *job, enum finish_reason reason)
 {
     forget_rows(e, &job->seq);
-    if (job->prev)
-        job->prev->next = job->next;
-    else
-        e->first = job->next;
-    if (job->next)
-        job->next->prev = job->prev;
-    else
-        e->last = job->prev;
-    job->next = job->prev = NULL;
-    e->n_jobs--;
+    job_list_remove(&e->jobs, job);
     e->stats.n_finished++;
     scheduler_finish(e->scheduler, &job->seq, reason);
 }
@@ -320,7 +298,7 @@ void engine_get_stats(struct engine *e, struct engine_stats *out)
 {
     pthread_mutex_lock(&e->lock);
     *out = e->published;
-    out->n_waiting = e->n_jobs - out->n_running;
+    out->n_waiting = (int)e->jobs.n - out->n_running;
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -334,7 +312,7 @@ static struct job *take_requests(struct engine *e)
     for (struct job *job = e->unseen; job; job = job->next)
         scheduler_add(e->scheduler, &job->seq);
     e->unseen = NULL;
-    struct job *next = e->cancel_pending ? e->first : NULL;
+    struct job *next = e->cancel_pending ? e->jobs.first : NULL;
     for (struct job *job = next; job; job = next) {
         next = job->next;
         if (!job->seq.cancelled)
@@ -541,7 +519,7 @@ static void *drive(void *engine)
     struct engine *e = engine;
     pthread_mutex_lock(&e->lock);
     while (!e->driver_stopping) {
-        if (!e->first) {
+        if (e->jobs.n == 0) {
             pthread_cond_wait(&e->work, &e->lock);
             continue;
         }

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MIN_BUCKETS ((size_t)64)
+
 static bool contains(const int *ids, int n, int id)
 {
     for (int i = 0; i < n; i++) {
@@ -80,6 +82,82 @@ void job_close(struct job *job)
     free(job->seq.token);
     free(job);
 }
+
+/* ---- the list ---- */
+
+static struct job **bucket_of(const struct job_list *list, uint64_t id)
+{
+    return &list->bucket[id & (list->n_buckets - 1)];
+}
+
+static void enter(struct job_list *list, struct job *job)
+{
+    struct job **bucket = bucket_of(list, job->seq.id);
+    job->bucket_next = *bucket;
+    *bucket = job;
+}
+
+static void grow(struct job_list *list)
+{
+    list->n_buckets = MAX(2 * list->n_buckets, MIN_BUCKETS);
+    free(list->bucket);
+    list->bucket = xcalloc(list->n_buckets, sizeof(struct job *));
+    for (struct job *job = list->first; job; job = job->next)
+        enter(list, job);
+}
+
+void job_list_push(struct job_list *list, struct job *job)
+{
+    if (list->n == list->n_buckets)
+        grow(list);
+    enter(list, job);
+    job->next = NULL;
+    job->prev = list->last;
+    if (list->last)
+        list->last->next = job;
+    else
+        list->first = job;
+    list->last = job;
+    list->n++;
+}
+
+void job_list_remove(struct job_list *list, struct job *job)
+{
+    struct job **link = bucket_of(list, job->seq.id);
+    while (*link != job)
+        link = &(*link)->bucket_next;
+    *link = job->bucket_next;
+    if (job->prev)
+        job->prev->next = job->next;
+    else
+        list->first = job->next;
+    if (job->next)
+        job->next->prev = job->prev;
+    else
+        list->last = job->prev;
+    job->next = job->prev = job->bucket_next = NULL;
+    list->n--;
+}
+
+struct job *job_list_find(const struct job_list *list, uint64_t id)
+{
+    struct job *job = list->n > 0 ? *bucket_of(list, id) : NULL;
+    while (job && job->seq.id != id)
+        job = job->bucket_next;
+    return job;
+}
+
+void job_list_free(struct job_list *list)
+{
+    for (struct job *job = list->first, *next; job; job = next) {
+        next = job->next;
+        job_close(job);
+    }
+    free(list->bucket);
+    *list = (struct job_list){0};
+}
+
+/* ---- the end ---- */
 
 bool job_is_finished(const struct job *job, const struct model_info *model,
                      enum finish_reason *reason)

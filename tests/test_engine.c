@@ -433,6 +433,37 @@ static void a_cancelled_request_ends_with_the_tokens_that_it_has(void **state)
     teardown(&f);
 }
 
+/* Ids are looked up in a table that grows. */
+static void one_of_many_requests_is_cancelled_by_its_id(void **state)
+{
+    enum { N = 500 };
+    (void)state;
+    struct fixture f;
+    uint64_t id[N];
+    bool is_cancelled[N] = {0};
+    struct outcome *outcome = xcalloc(N, sizeof(*outcome));
+    setup(&f, &SMALL);
+    struct request r = f.w->request[0];
+    r.sampling.max_tokens = 1;
+    for (int i = 0; i < N; i++) {
+        r.user = &outcome[i];
+        workload_submit(f.engine, &r, &id[i]);
+    }
+    for (int i = 0; i < N; i += 3) {
+        int at = i * 7 % N; /* out of order */
+        assert_true(engine_cancel(f.engine, id[at]));
+        is_cancelled[at] = true;
+    }
+    workload_step_all(f.engine);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(outcome[i].n_finished, 1);
+        assert_int_equal(outcome[i].reason, is_cancelled[i] ? FINISH_CANCELLED : FINISH_LENGTH);
+        assert_false(engine_cancel(f.engine, id[i]));
+    }
+    free(outcome);
+    teardown(&f);
+}
+
 struct canceller {
     struct engine *engine;
     struct outcome *outcome;
@@ -731,6 +762,7 @@ int main(void)
         BOTH_WAYS(max_tokens_is_cut_to_what_max_model_len_leaves),
         BOTH_WAYS(requests_that_can_never_run_are_refused_with_the_reason),
         BOTH_WAYS(a_cancelled_request_ends_with_the_tokens_that_it_has),
+        BOTH_WAYS(one_of_many_requests_is_cancelled_by_its_id),
         BOTH_WAYS(a_callback_may_cancel_its_own_request),
         BOTH_WAYS(a_callback_may_submit_the_next_request),
         BOTH_WAYS(many_threads_may_submit_while_one_steps),
