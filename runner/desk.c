@@ -331,6 +331,7 @@ void desk_refuse(struct desk *d, int rank, const struct opening *opening, enum e
     lock(d);
     struct lot *lot = &d->lot[opening->group];
     struct seat *seat = &d->seat[rank];
+    char name[TASK_MAX_NAME];
     lay_back(d, rank);
     seat->opening = *opening;
     lot->refused[rank] = true;
@@ -341,9 +342,8 @@ void desk_refuse(struct desk *d, int rank, const struct opening *opening, enum e
     } else if (lot->n_refused >= count_present(d)) {
         give_up(d, rank, lot, error);
     } else {
-        log_warning("rank %d on %s cannot run task %d (%s): %s; other ranks try", rank,
-                    seat->greeting.host, lot->group->work[0]->task->id,
-                    lot->group->work[0]->task->label, error);
+        log_warning("rank %d on %s cannot run %s: %s; other ranks try", rank, seat->greeting.host,
+                    task_name(name, lot->group->work[0]->task), error);
         record_event(d, 0, "fallback", error);
     }
     unlock(d);
@@ -360,11 +360,11 @@ void desk_pulse(struct desk *d, int rank, const struct pulse *pulse)
 static void finish_task(struct desk *d, struct docket *docket)
 {
     const struct work *w = docket->work;
-    char error[128] = "";
+    char error[128] = "", name[TASK_MAX_NAME];
     if (docket->n_failed) {
         snprintf(error, sizeof(error), "%d of %d samples failed; the samples' rows say why",
                  docket->n_failed, w->n_samples);
-        log_warning("task %d (%s): %s", w->task->id, w->task->label, error);
+        log_warning("%s: %s", task_name(name, w->task), error);
         d->n_failed_tasks++;
     }
     for (int r = 0; r < d->options.n_ranks; r++) {

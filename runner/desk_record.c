@@ -105,7 +105,8 @@ static void fail_task(struct desk *d, struct work *w, const struct store_attempt
                       const char *error)
 {
     struct attempt a = {0};
-    log_warning("task %d (%s) failed: %s", w->task->id, w->task->label, error);
+    char name[TASK_MAX_NAME];
+    log_warning("%s failed: %s", task_name(name, w->task), error);
     d->n_failed_tasks++;
     begin_attempt(d, &a, w, row);
     if (a.id == 0)

@@ -39,13 +39,15 @@ static bool next_point(struct group *group, int n_groups)
     return false;
 }
 
-/* "engine.attention=flash"; of a path only its last part. */
+/* "engine.attention=flash"; of a path only its last part, without the quotes around the whole. */
 static void append_label(struct str *label, const struct grid_axis *axis, size_t row)
 {
     char *text = config_value_text(&axis->setting[row], axis->key_index);
     const char *shown = text;
-    if (strcmp(config_get_key(axis->key_index)->type, "path") == 0 && strrchr(text, '/'))
+    if (strcmp(config_get_key(axis->key_index)->type, "path") == 0 && strrchr(text, '/')) {
         shown = strrchr(text, '/') + 1;
+        text[strlen(text) - (text[0] == '"')] = '\0';
+    }
     str_appendf(label, "%s%s=%s", label->len > 0 ? " " : "", axis->key, shown);
     free(text);
 }
@@ -126,6 +128,15 @@ void task_list_free(struct task_list *list)
     *list = (struct task_list){0};
 }
 
+char *task_name(char buf[TASK_MAX_NAME], const struct task *t)
+{
+    if (t->label[0])
+        snprintf(buf, TASK_MAX_NAME, "task %d (%s)", t->id, t->label);
+    else
+        snprintf(buf, TASK_MAX_NAME, "task %d", t->id);
+    return buf;
+}
+
 /* ---- keys and seeds ---- */
 
 void task_set_key(struct task *t, const char *model_fingerprint, const char *prompts_fingerprint)
@@ -187,7 +198,8 @@ bool task_same_model(const struct task *a, const struct task *b)
 
 bool task_same_engine(const struct task *a, const struct task *b)
 {
-    return task_same_model(a, b) && same_section(a, b, "engine.");
+    /* What differs most often comes first: a grid of thousands of engines compares millions. */
+    return same_section(a, b, "engine.") && task_same_model(a, b);
 }
 
 /* ---- for the engine ---- */

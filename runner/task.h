@@ -27,6 +27,11 @@ struct task_list {
 int task_list_make(struct task_list *out, struct config *c);
 void task_list_free(struct task_list *list);
 
+#define TASK_MAX_NAME 320 /* bytes */
+
+/* "task 3 (engine.attention=flash)", or "task 0" where there is no grid; returns buf. */
+char *task_name(char buf[TASK_MAX_NAME], const struct task *t);
+
 /* Computes the key. Settings that cannot change an output's meaning (device, threads, pool size,
  * batch limits, scheduling policy) stay in: a task is a measured configuration, not only a text.
  * Paths are left out: fingerprints name the contents. */

@@ -134,10 +134,12 @@ static void labels_have_the_last_part_of_paths(void **state)
 {
     (void)state;
     assert_labels("prompts: {list: [hello]}\n"
-                  "grid: {model.path: [a/Qwen3-0.6B, /b/Qwen3-8B, c d], sampling.min_p: [0.05]}\n",
+                  "grid: {model.path: [a/Qwen3-0.6B, /b/Qwen3-8B, c d, e/c d], sampling.min_p: "
+                  "[0.05]}\n",
                   "model.path=Qwen3-0.6B sampling.min_p=0.05\n"
                   "model.path=Qwen3-8B sampling.min_p=0.05\n"
-                  "model.path=\"c d\" sampling.min_p=0.05\n");
+                  "model.path=\"c d\" sampling.min_p=0.05\n"
+                  "model.path=c d sampling.min_p=0.05\n");
     assert_string_equal(tasks.task[1].settings.model.path, "/b/Qwen3-8B");
 }
 
