@@ -28,7 +28,6 @@ static volatile sig_atomic_t first_signal_s; /* of CLOCK_MONOTONIC */
 static struct {
     atomic_int level;
     _Atomic(const char *) reason;
-    _Atomic double raised_s; /* when STOP_DRAIN was reached */
     atomic_llong job_end_s;
 } state;
 
@@ -64,8 +63,7 @@ void stop_raise(enum stop_level level, const char *why)
     if (level == STOP_NONE)
         return;
     const char *none = NULL;
-    if (atomic_compare_exchange_strong(&state.reason, &none, why))
-        state.raised_s = time_monotonic_s();
+    atomic_compare_exchange_strong(&state.reason, &none, why);
     int old = state.level;
     while (old < (int)level && !atomic_compare_exchange_weak(&state.level, &old, (int)level)) {
     }
@@ -119,7 +117,8 @@ void stop_check_job_end(double margin_s)
 double stop_deadline_s(void)
 {
     double deadline_s = time_monotonic_s() + stop_job_left_s() - STOP_END_SECONDS;
+    /* From when it came: it may be seen only after a step of a minute. */
     if (first_signal == SIGTERM)
-        deadline_s = fmin(deadline_s, state.raised_s + STOP_TERM_SECONDS);
+        deadline_s = fmin(deadline_s, (double)first_signal_s + STOP_TERM_SECONDS);
     return deadline_s;
 }

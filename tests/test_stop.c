@@ -104,6 +104,15 @@ static int term_leaves_seconds(void)
     return left_s > STOP_TERM_SECONDS - 2 && left_s <= STOP_TERM_SECONDS;
 }
 
+static int term_counts_while_a_step_is_computed(void)
+{
+    stop_catch_signals();
+    raise(SIGTERM);
+    nanosleep(&(struct timespec){.tv_sec = 2, .tv_nsec = 100000000}, NULL);
+    stop_get();
+    return stop_deadline_s() - time_monotonic_s() <= STOP_TERM_SECONDS - 2;
+}
+
 static int usr1_leaves_all_the_time_there_is(void)
 {
     level_after(SIGUSR1);
@@ -117,6 +126,7 @@ static void the_deadline_follows_from_the_signal_and_the_job(void **state)
 {
     (void)state;
     assert_int_equal(in_child(term_leaves_seconds), 1);
+    assert_int_equal(in_child(term_counts_while_a_step_is_computed), 1);
     assert_int_equal(in_child(usr1_leaves_all_the_time_there_is), 1);
 }
 
