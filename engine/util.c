@@ -392,6 +392,13 @@ size_t utf8_complete_prefix(const char *s, size_t n)
     return n;
 }
 
+bool utf8_is_valid(const char *s, size_t n)
+{
+    json_t *string = json_stringn(s, n); /* takes nothing else */
+    json_decref(string);
+    return string != NULL;
+}
+
 /* ---- files ---- */
 
 static char *read_stream(FILE *f, const char *path, size_t *n)

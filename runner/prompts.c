@@ -215,6 +215,23 @@ static void add_json_line(struct loader *l, const char *line, size_t n, int numb
     json_decref(root);
 }
 
+/* SQLite takes any bytes as a text, but the readers of the database do not. */
+static void add_text_line(struct loader *l, const char *line, size_t n, int number)
+{
+    const char *file = l->s->prompts.file;
+    if (strlen(line) != n)
+        add_error(l, xasprintf("%s:%d: a NUL character", file, number));
+    else if (!utf8_is_valid(line, n))
+        add_error(l, xasprintf("%s:%d: not valid UTF-8", file, number));
+    else
+        add_text(l, line);
+}
+
+static bool is_blank(const char *line, size_t n)
+{
+    return strspn(line, " \t\r\f\v") == n;
+}
+
 static int load_file(struct loader *l)
 {
     bool is_jsonl = l->s->prompts.field[0] != '\0';
@@ -225,16 +242,14 @@ static int load_file(struct loader *l)
     size_t n;
     int rc = 0;
     while (rc == 0 && !is_full(l) && (line = lines_next(&lines, &n))) {
-        if (n == 0 || !is_wanted(l))
+        if (is_blank(line, n) || !is_wanted(l))
             continue;
         if (l->n >= PROMPTS_MAX)
             rc = err_set(ERR_DATA, "%s: more than %d prompts", l->s->prompts.file, PROMPTS_MAX);
         else if (is_jsonl)
             add_json_line(l, line, n, lines.number);
-        else if (strlen(line) != n)
-            add_error(l, xasprintf("%s:%d: a NUL character", l->s->prompts.file, lines.number));
         else
-            add_text(l, line);
+            add_text_line(l, line, n, lines.number);
     }
     lines_free(&lines);
     return rc;

@@ -180,7 +180,11 @@ static int next_event(struct reader *r, yaml_event_t *event)
         return 0;
     const char *problem = r->parser.problem ? r->parser.problem : "not valid YAML";
     char what[512];
-    if (r->parser.context)
+    if (strstr(problem, "cannot start any token"))
+        snprintf(what, sizeof(what),
+                 "a tab, @, ` or %% where a word begins; indent with blanks, and "
+                 "put a text that begins so in quotes");
+    else if (r->parser.context)
         snprintf(what, sizeof(what), "%s %s", problem, r->parser.context);
     else
         snprintf(what, sizeof(what), "%s", problem);
@@ -539,12 +543,10 @@ struct yaml_node *yaml_load(struct yaml_doc *doc, const char *path)
 
 struct yaml_node *yaml_value(struct yaml_doc *doc, const char *origin, const char *text)
 {
-    json_t *probe = json_string(text);
-    if (!probe) {
+    if (!utf8_is_valid(text, strlen(text))) {
         err_set(ERR_CONFIG, "%s: not valid UTF-8", origin);
         return NULL;
     }
-    json_decref(probe);
     if (text[0] != '\0' && strchr("[{\"'", text[0]))
         return parse(doc, origin, text, strlen(text), false);
     struct yaml_node *node = yaml_doc_alloc(doc, 1, sizeof(*node));

@@ -196,13 +196,24 @@ static void chat_without_a_template_is_plain_text_and_says_so(void **state)
 static void a_text_file_has_a_prompt_per_line(void **state)
 {
     (void)state;
-    free(test_write_text("p.txt", "\xEF\xBB\xBFone\r\n\n  two \n\nthree"));
+    free(test_write_text("p.txt", "\xEF\xBB\xBFone\r\n\n  two \n \t\nthree"));
     load("prompts: {file: p.txt}\n");
     assert_int_equal(set->n, 3);
     assert_encodes(0, "one", true);
     assert_encodes(1, "  two ", true);
     assert_encodes(2, "three", true);
     assert_contains(set->source, "/p.txt");
+}
+
+static void a_line_that_is_not_utf8_fails_its_prompt_alone(void **state)
+{
+    (void)state;
+    free(test_write_text("p.txt", "one\n\ncaf\xE9\ncaf\xC3\xA9\n"));
+    load("prompts: {file: p.txt}\n");
+    assert_int_equal(set->n, 3);
+    assert_encodes(0, "one", true);
+    assert_error_of(1, "p.txt:3: not valid UTF-8");
+    assert_encodes(2, "caf\xC3\xA9", true);
 }
 
 static void offset_and_limit_take_a_part(void **state)
@@ -243,7 +254,7 @@ static void a_bad_line_of_jsonl_fails_its_prompt_alone(void **state)
     (void)state;
     free(test_write_text("p.jsonl",
                          "{\"q\": \"one\", \"turns\": [\"t0\", \"t1\"], \"a.b\": \"ab\"}\n"
-                         "{\"q\": \n"
+                         "{\"q\": \n \t\n"
                          "{\"r\": \"none\"}\n"
                          "{\"q\": 5}\n"
                          "[\"q\"]\n"
@@ -255,10 +266,10 @@ static void a_bad_line_of_jsonl_fails_its_prompt_alone(void **state)
     assert_encodes(0, "one", true);
     assert_error_of(1, "p.jsonl:2:");
     assert_error_of(1, "not valid JSON");
-    assert_error_of(2, "p.jsonl:3: no field 'q'");
-    assert_error_of(3, "p.jsonl:4: field 'q' is not a text");
-    assert_error_of(4, "p.jsonl:5: no field 'q'");
-    assert_error_of(5, "p.jsonl:6:");
+    assert_error_of(2, "p.jsonl:4: no field 'q'");
+    assert_error_of(3, "p.jsonl:5: field 'q' is not a text");
+    assert_error_of(4, "p.jsonl:6: no field 'q'");
+    assert_error_of(5, "p.jsonl:7:");
     assert_encodes(6, "", true);
     assert_encodes(7, "last", true);
     assert_contains(set->source, "p.jsonl (q)");
@@ -561,6 +572,7 @@ int main(void)
         PROMPTS_TEST(a_template_that_is_not_known_is_named),
         PROMPTS_TEST(chat_without_a_template_is_plain_text_and_says_so),
         PROMPTS_TEST(a_text_file_has_a_prompt_per_line),
+        PROMPTS_TEST(a_line_that_is_not_utf8_fails_its_prompt_alone),
         PROMPTS_TEST(offset_and_limit_take_a_part),
         PROMPTS_TEST(a_bad_line_of_jsonl_fails_its_prompt_alone),
         PROMPTS_TEST(a_missing_or_empty_file_is_an_error),
