@@ -170,16 +170,13 @@ static void put_name(struct trace *t, const char *of, int track, const char *nam
 
 /* ---- opening ---- */
 
-/* "a/b.json" of rank 2 is "a/b.rank-2.json". */
-static char *path_of_rank(const char *path, int rank)
+char *trace_path_of(const char *path, const char *whose, int number)
 {
-    if (rank == 0)
-        return xstrdup(path);
     const char *slash = strrchr(path, '/');
     const char *file = slash ? slash + 1 : path;
     const char *dot = strrchr(file, '.');
     size_t stem = dot && dot > file ? (size_t)(dot - path) : strlen(path);
-    return xasprintf("%.*s.rank-%d%s", (int)stem, path, rank, path + stem);
+    return xasprintf("%.*s.%s-%d%s", (int)stem, path, whose, number, path + stem);
 }
 
 int trace_open(struct trace **out, const char *path, int rank, const char *title)
@@ -187,7 +184,7 @@ int trace_open(struct trace **out, const char *path, int rank, const char *title
     static const char *const tracks[TRACE_N_TRACKS] = {
         [TRACE_HOST] = "host", [TRACE_DEVICE] = "device", [TRACE_STORE] = "store"};
     *out = NULL;
-    char *own = path_of_rank(path, rank);
+    char *own = rank > 0 ? trace_path_of(path, "rank", rank) : xstrdup(path);
     int fd = open(own, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) {
         err_set(ERR_CONFIG, "--trace: cannot write %s: %s", own, strerror(errno));

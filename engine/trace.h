@@ -32,7 +32,11 @@ struct trace_arg {
     int64_t value;
 };
 
-/* Begins the file of a rank: `path` for rank 0; rank r > 0 puts ".rank-r" before the extension.
+/* Of several processes that are given the same path each has its own file: "a/b.json" of "worker" 2
+ * is "a/b.worker-2.json". The caller frees. */
+char *trace_path_of(const char *path, const char *whose, int number);
+
+/* Begins the file of a rank: `path` for rank 0; trace_path_of(path, "rank", r) for rank r > 0.
  * `title` names the process in the viewer. ERR_CONFIG when it cannot be written. */
 int trace_open(struct trace **out, const char *path, int rank, const char *title);
 void trace_close(struct trace *t);

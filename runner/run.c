@@ -30,6 +30,7 @@ struct run {
     struct cluster *cluster; /* NULL: alone */
     double began_s;          /* time_monotonic_s() */
     struct trace *trace;     /* NULL: none */
+    struct job_array array;  /* count 1: this is no worker of one */
 
     /* Of rank 0. */
     char *path; /* of the database that is written: the config's, or a worker's shard of it */
@@ -129,8 +130,9 @@ static int find_done(struct run *r)
     return rc;
 }
 
-static int open_store(struct run *r, const struct job_array *array)
+static int open_store(struct run *r)
 {
+    const struct job_array *array = &r->array;
     struct host_facts host;
     host_get_facts(&host);
     char *job = host.slurm_array_job_id[0]
@@ -144,8 +146,9 @@ static int open_store(struct run *r, const struct job_array *array)
     return rc;
 }
 
-static void log_start(const struct run *r, const struct job_array *array)
+static void log_start(const struct run *r)
 {
+    const struct job_array *array = &r->array;
     struct cluster_place place = cluster_get_place(r->cluster);
     int n_tasks = 0, n_done = 0;
     for (int g = 0; g < r->work.n_groups; g++) {
@@ -169,15 +172,13 @@ static void log_start(const struct run *r, const struct job_array *array)
 
 static int open_desk(struct run *r)
 {
-    struct job_array array = {.count = 1};
     double began_s = trace_now(r->trace);
-    job_find_array(&array);
-    if (open_store(r, &array) != 0 || begin_run(r) != 0 ||
+    if (open_store(r) != 0 || begin_run(r) != 0 ||
         work_list_record(&r->work, r->store, r->experiment_id) != 0 || find_done(r) != 0)
         return -1;
     trace_end(r->trace, TRACE_STORE, "open database", began_s);
-    work_list_take_share(&r->work, array.index, array.count);
-    log_start(r, &array);
+    work_list_take_share(&r->work, r->array.index, r->array.count);
+    log_start(r);
     return desk_open(&r->desk, &(struct desk_options){.config = r->config,
                                                       .work = &r->work,
                                                       .store = r->store,
@@ -193,6 +194,7 @@ static int log_end(const struct run *r, const struct desk_summary *s)
     const char *db = r->config->results;
     if (s->failure)
         return err_set(s->failure, "%s", s->reason) ? (int)s->failure : 0;
+    err_clear(); /* What failed is in the log and in its row. */
     if (!s->finished) {
         log_warning("stopped by %s after %lld of %lld samples; run the same command again to do "
                     "the rest",
@@ -302,12 +304,14 @@ static int run_other_rank(struct run *r)
 
 /* ---- the command ---- */
 
-/* Begins the trace of this rank. */
+/* Begins the trace of this rank; the workers of an array are given one path, too. */
 static int open_trace(struct run *r, const char *path)
 {
     int rank = cluster_rank_of_environment();
     char *title = xasprintf("quire run %s, rank %d", r->config->experiment, rank);
-    int rc = trace_open(&r->trace, path, rank, title);
+    char *own = r->array.count > 1 ? trace_path_of(path, "worker", r->array.index) : xstrdup(path);
+    int rc = trace_open(&r->trace, own, rank, title);
+    free(own);
     free(title);
     if (rc != 0 && rank > 0) /* rank 0 need not have the same file system */
         log_warning("rank %d: %s", rank, err_get());
@@ -363,7 +367,8 @@ int command_run(int argc, char **argv)
     };
     char *command_line = cli_join(argc, argv);
     char *results_set = NULL;
-    struct run r = {.command_line = command_line, .began_s = time_monotonic_s()};
+    struct run r = {
+        .command_line = command_line, .began_s = time_monotonic_s(), .array = {.count = 1}};
     enum cli_result parsed = cli_parse(&command, argc, argv, &config_path);
     int code = parsed == CLI_HELP ? 0 : ERR_CONFIG;
     if (parsed == CLI_OK && results) {
@@ -375,6 +380,9 @@ int command_run(int argc, char **argv)
             (struct decision_policy){.strict = strict,
                                      .allow_cpu = r.config->allow_cpu,
                                      .allow_standard_engine = r.config->allow_standard_engine};
+        /* Rank 0 takes the worker's share; all ranks name their traces by it. */
+        if (trace || cluster_rank_of_environment() == 0)
+            job_find_array(&r.array);
         if (!trace || open_trace(&r, trace) == 0)
             code = run_experiment(&r);
         trace_log_end(r.trace);

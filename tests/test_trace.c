@@ -230,6 +230,20 @@ static void every_rank_has_a_file(void **state)
     free(folder);
 }
 
+static void every_rank_of_every_worker_has_a_file(void **state)
+{
+    (void)state;
+    struct trace *t;
+    char *path = test_path("a.json"), *worker = trace_path_of(path, "worker", 3);
+    char *expected = test_path("a.worker-3.rank-1.json");
+    assert_int_equal(trace_open(&t, worker, 1, "rank"), 0);
+    assert_string_equal(trace_get_path(t), expected);
+    trace_close(t);
+    free(expected);
+    free(worker);
+    free(path);
+}
+
 static void what_cannot_be_written_is_refused(void **state)
 {
     (void)state;
@@ -415,6 +429,7 @@ int main(void)
         cmocka_unit_test(a_killed_process_leaves_whole_events),
         cmocka_unit_test(events_are_in_the_file_within_a_second),
         cmocka_unit_test(every_rank_has_a_file),
+        cmocka_unit_test(every_rank_of_every_worker_has_a_file),
         cmocka_unit_test(what_cannot_be_written_is_refused),
         cmocka_unit_test(a_full_disk_ends_the_trace_and_not_the_work),
         cmocka_unit_test(threads_may_write_at_once),

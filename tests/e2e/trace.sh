@@ -78,6 +78,16 @@ wait $pid 2>/dev/null
 check "a killed run leaves no end" sh -c "! tail -n 1 '$work/killed.json' | grep -qx ']'"
 check "but steps that can be read" test "$(events "$work/killed.json" "tid = 2 and ph = 'X'" "count(*)")" -gt 40
 
+# ---- workers of an array, which are given one path ----
+
+for worker in 0 1; do
+    exits "worker $worker of an array" 0 env SLURM_JOB_ID=7$worker SLURM_ARRAY_JOB_ID=70 \
+        SLURM_ARRAY_TASK_ID=$worker SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=1 \
+        "$quire" run configs/demo.yaml --results "$work/array.db" --trace "$work/array.json"
+    check "worker $worker: its steps are in its own file" \
+        test "$(events "$work/array.worker-$worker.json" "tid = 2 and ph = 'X'" "count(*) > 0")" = 1
+done
+
 # ---- the bench ----
 
 exits "bench engine" 0 "$quire" bench engine --device cpu --model configs/models/minimal.json --repeats 1 \
