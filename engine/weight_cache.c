@@ -10,6 +10,7 @@
 #include "engine/util.h"
 
 #include <assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@
 #define DATA_ALIGN ((size_t)4096)
 #define WRITE_MAX  ((size_t)1 << 30) /* bytes; the system writes at most 2 GiB at once */
 #define READ_BYTES 65536
+#define SUFFIX     ".weights"
 
 struct record {
     uint64_t offset, bytes;
@@ -69,14 +71,14 @@ static int add_program(struct sha256 *h)
 static char *cache_path(const char *dir, const struct device *device, const char *fingerprint,
                         const char *version)
 {
-    char hex[SHA256_HEX_LEN + 1], name[SHA256_HEX_LEN + sizeof(".weights")];
+    char hex[SHA256_HEX_LEN + 1], name[SHA256_HEX_LEN + sizeof(SUFFIX)];
     struct sha256 *h = sha256_open();
     sha256_add_text(h, fingerprint);
     sha256_add_text(h, version);
     sha256_add_text(h, device->info.isa);
     int rc = add_program(h);
     sha256_final(h, hex);
-    snprintf(name, sizeof(name), "%.32s.weights", hex);
+    snprintf(name, sizeof(name), "%.32s" SUFFIX, hex);
     return rc == 0 ? path_join(dir, name) : NULL;
 }
 
@@ -219,6 +221,48 @@ static bool append_padding(struct weight_cache *c)
     return append(c, zeros, (DATA_ALIGN - c->written_bytes % DATA_ALIGN) % DATA_ALIGN);
 }
 
+/* Also one that a killed process did not complete. */
+static int is_cache_file(const struct dirent *entry)
+{
+    return strstr(entry->d_name, SUFFIX) != NULL;
+}
+
+/* How many files of weights lie in the folder of `path`, and how large they are together. */
+static int sum_folder(const char *path, double *bytes)
+{
+    char *dir = path_dirname(path);
+    struct dirent **entry = NULL;
+    int n = scandir(dir, &entry, is_cache_file, NULL);
+    *bytes = 0;
+    for (int i = 0; i < n; i++) {
+        struct stat st;
+        char *file = path_join(dir, entry[i]->d_name);
+        if (stat(file, &st) == 0)
+            *bytes += (double)st.st_size;
+        free(file);
+        free(entry[i]);
+    }
+    free(entry);
+    free(dir);
+    return n;
+}
+
+/* Nothing else removes a file of another build or of a model that is gone: so each time that there
+ * is one more, the log says how many there are. */
+static void log_new_file(const struct weight_cache *c)
+{
+    char bytes[32], all[32];
+    double sum;
+    int n = sum_folder(c->path, &sum);
+    log_info("The packed weights are in %s (%s): later starts map them", c->path,
+             format_bytes(bytes, (double)c->written_bytes));
+    if (n > 1)
+        log_info(
+            "Its folder has %d such files (%s); those of older builds and of models that are gone "
+            "or changed are of no use and may be deleted",
+            n, format_bytes(all, sum));
+}
+
 /* ---- the cache ---- */
 
 struct weight_cache *weight_cache_open(const char *dir, struct device *device,
@@ -270,7 +314,6 @@ void weight_cache_add(struct weight_cache *c, const struct weight *w)
 
 void weight_cache_complete(struct weight_cache *c)
 {
-    char bytes[32];
     if (!c || c->fd < 0)
         return;
     const struct trailer trailer = make_trailer(c->record, c->n_records);
@@ -283,8 +326,7 @@ void weight_cache_complete(struct weight_cache *c)
     }
     close(c->fd);
     c->fd = -1;
-    log_info("The packed weights are in %s (%s): later starts map them", c->path,
-             format_bytes(bytes, (double)c->written_bytes));
+    log_new_file(c);
 }
 
 bool weight_cache_owns(const struct weight_cache *c, const struct weight *w)

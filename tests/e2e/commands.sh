@@ -76,6 +76,13 @@ done
 exits "generate with nowhere to write" 69 bash -c '"$0" generate --model configs/models/demo >/dev/full' \
     "$quire"
 
+for dtype in bfloat16 float32; do
+    exits "generate with a cache of weights in $dtype" 0 env QUIRE_WEIGHT_CACHE="$work/cache" \
+        "$quire" generate --model configs/models/demo --prompt 12 --max-tokens 1 --device cpu --dtype $dtype
+    prints "it says where the weights are" 'The packed weights are in .*/cache/[0-9a-f]+\.weights \('
+done
+prints "it says how many files there are by now" '^\[\*\] Its folder has 2 such files \([0-9.]+ MiB\)'
+
 model=$data/models/tinystories-656k-bf16
 reference=$data/reference/tinystories-656k-bf16.json
 if [ -d "$model" ] && [ -f "$reference" ]; then
