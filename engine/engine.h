@@ -99,7 +99,8 @@ struct engine_options {
     bool prefix_caching;        /* fast engine only                                           */
     int block_size;             /* tokens per KV block: a multiple of 16; 0: 64               */
     int max_num_seqs;           /* sequences in one step; 0: 256                              */
-    int max_num_batched_tokens; /* tokens in one step; 0: 8192                                */
+    int max_num_batched_tokens; /* tokens in one step; 0: 8192, on a CPU 2048, and no fewer than
+                                   max_num_seqs                                               */
     int max_model_len;          /* longest sequence, prompt and output; 0: the model's        */
     int n_kv_blocks;            /* 0: as many as memory_utilization allows and max_num_seqs
                                    sequences of max_model_len can use                         */
@@ -121,6 +122,7 @@ struct memory_plan {
     int n_blocks, block_size;
     int n_host_blocks; /* 0 when every sequence fits to its end: nobody is preempted  */
     int max_model_len;
+    int max_step_tokens; /* tokens in one step                                          */
     int max_concurrency; /* sequences of max_model_len that fit at once, <= max_num_seqs */
 };
 

@@ -63,10 +63,11 @@ struct settings {
     struct {
         int fast, device, attention; /* enum fast_choice, device_choice, attention_choice */
         int policy;                  /* enum scheduling_policy                            */
-        int64_t block_size, max_num_seqs, max_num_batched_tokens;
-        int64_t max_model_len, num_kv_blocks, num_threads; /* or SETTING_AUTO             */
-        double gpu_memory_utilization, swap_space;         /* swap_space: GiB                     */
-        int preemption_mode;                               /* enum preemption_choice              */
+        int64_t block_size, max_num_seqs;
+        int64_t max_num_batched_tokens, max_model_len; /* or SETTING_AUTO                 */
+        int64_t num_kv_blocks, num_threads;            /* or SETTING_AUTO                 */
+        double gpu_memory_utilization, swap_space;     /* swap_space: GiB                 */
+        int preemption_mode;                           /* enum preemption_choice          */
         const char *kv_cache_dtype;
         bool enable_prefix_caching, enforce_eager, async_scheduling;
     } engine;

@@ -13,6 +13,8 @@
 struct totals {
     int64_t samples, done, prompt_tokens, output_tokens, kv_tokens;
     int longest_prompt, longest_sequence;
+    int64_t n_unusable;   /* samples whose prompt cannot be used */
+    const char *unusable; /* why not, of the first one; borrowed */
 };
 
 static void add_work(struct totals *t, const struct work *w)
@@ -22,7 +24,10 @@ static void add_work(struct totals *t, const struct work *w)
     t->done += w->n_samples - w->n_pending;
     t->longest_sequence = MAX(t->longest_sequence, work_longest_sequence(w));
     for (int i = 0; w->prompts && i < w->prompts->n; i++) {
-        int n_ids = w->prompts->prompt[i].n_ids, n_out = work_max_tokens(w, i);
+        const struct prompt *p = &w->prompts->prompt[i];
+        int n_ids = p->n_ids, n_out = work_max_tokens(w, i);
+        t->n_unusable += p->error ? n : 0;
+        t->unusable = t->unusable ? t->unusable : p->error;
         t->prompt_tokens += (int64_t)n * n_ids;
         t->output_tokens += (int64_t)n * n_out;
         t->kv_tokens += (int64_t)n * (n_ids + n_out);
@@ -39,6 +44,10 @@ static void print_totals(const struct totals *t)
     printf("\n  tokens       %s prompt tokens (longest prompt %s), at most %s output tokens\n",
            format_count(a, t->prompt_tokens), format_count(c, t->longest_prompt),
            format_count(d, t->output_tokens));
+    if (t->n_unusable)
+        printf("  unusable     %s sample%s will fail: %s%s\n", format_count(a, t->n_unusable),
+               t->n_unusable == 1 ? "" : "s", t->unusable,
+               t->n_unusable == 1 ? "" : ", and others");
 }
 
 /* ---- settings and their origin ---- */
@@ -63,8 +72,10 @@ static void print_key(const struct config *c, size_t i, int width)
         free(value);
     }
     printf("%-*s  %-24s  ", width, config_get_key(i)->path, text.data);
+    char where[256];
     if (axis)
-        printf("grid, %s:%d:%d\n", axis->values->file, axis->values->line, axis->values->column);
+        printf("%s, %s\n", axis->zip_group >= 0 ? "zip" : "grid",
+               yaml_where(where, sizeof(where), axis->values));
     else
         printf("%s\n", c->origin[i].text);
     str_free(&text);
@@ -130,15 +141,46 @@ static void print_memory(const struct memory_plan *plan, const struct totals *t,
     if (fast)
         printf(
             "  engine       fast: %d KV blocks of %d tokens, sequences of up to %s tokens, %d of "
-            "them at once\n",
+            "them at once",
             plan->n_blocks, plan->block_size, format_count(a, plan->max_model_len),
             plan->max_concurrency);
     else
-        printf("  engine       standard: static batches of %d sequences of %s tokens\n",
+        printf("  engine       standard: static batches of %d sequences of %s tokens",
                plan->n_blocks, format_count(a, plan->max_model_len));
+    printf("; steps of up to %s tokens\n", format_count(b, plan->max_step_tokens));
 }
 
-static void print_engine(const struct engine_group *group, const struct decision_policy *policy)
+static void warn_of_length(const struct totals *t, int max_model_len)
+{
+    char a[32];
+    format_count(a, max_model_len);
+    if (t->longest_prompt >= max_model_len)
+        printf("  warning      prompts of %s tokens and more fail: no sequence is longer "
+               "(engine.max_model_len)\n",
+               a);
+    if (t->longest_sequence > max_model_len)
+        printf("  warning      an output ends where its sequence has %s tokens "
+               "(engine.max_model_len)\n",
+               a);
+}
+
+/* The plan of the engine that a run would open; false with an error: there is room for none. */
+static bool plan_engine(struct memory_plan *plan, struct engine_options *options,
+                        struct decision *decision, const struct engine_group *group,
+                        const struct decision_policy *policy)
+{
+    const struct model_info *info = &group->model->info;
+    work_engine_options(options, decision, group, info);
+    if (engine_plan(plan, info, options) == 0)
+        return true;
+    if (decision_use_standard_engine(decision, policy) != 0)
+        return false;
+    options->fast = false;
+    return engine_plan(plan, info, options) == 0;
+}
+
+/* false: its tasks cannot run here. */
+static bool print_engine(const struct engine_group *group, const struct decision_policy *policy)
 {
     const struct task *first = group->work[0]->task;
     const struct settings *s = &first->settings;
@@ -149,53 +191,84 @@ static void print_engine(const struct engine_group *group, const struct decision
     struct totals totals = {0};
     for (int i = 0; i < group->n; i++)
         add_work(&totals, group->work[i]);
-    printf("\n%d task%s, one engine, from task %d (%s):\n", group->n, group->n == 1 ? "" : "s",
-           first->id, first->label);
+    char name[TASK_MAX_NAME];
+    printf("\n%d task%s, one engine, from %s:\n", group->n, group->n == 1 ? "" : "s",
+           task_name(name, first));
     print_totals(&totals);
     if (decision_choose_attention(&decision, s, &info->device, policy) != 0) {
         printf("  refused      %s\n", err_get());
-        return;
+        return false;
     }
-    work_engine_options(&options, &decision, group, info);
+    bool fits = plan_engine(&plan, &options, &decision, group, policy);
     printf("  device       %s: %s, %s\n", device_kind_name(decision.device), info->device.name,
            info->device.isa);
     printf("  attention    %s: %s\n", attention_name(decision.attention), decision.reason);
-    if (engine_plan(&plan, info, &options) == 0)
+    if (fits)
         print_memory(&plan, &totals, options.fast);
     else
         printf("  engine       does not fit: %s\n", err_get());
-    if (totals.longest_sequence > options.max_model_len)
-        printf("  warning      sequences longer than %d tokens fail\n", options.max_model_len);
+    warn_of_length(&totals, options.max_model_len);
+    bool can_run = fits || decision_use_cpu(&decision, policy) == 0;
     printf("  fallbacks    %s\n", decision.degraded ? decision.degraded_reason : "none");
+    return can_run;
 }
 
-static void print_model(const struct work_list *list, const struct model_group *group,
-                        const struct decision_policy *policy, struct store *store)
+static bool has_error_before(const struct model_group *group, int i)
 {
-    const struct model_info *info = &group->info;
-    char params[32], bytes[32], took[32];
-    printf("\nmodel %s\n", work_model_name(&group->work[0]));
-    if (group->work[0].error) {
-        printf("  error        %s\n", group->work[0].error);
-        return;
+    for (int j = 0; j < i; j++)
+        if (group->work[j].error && strcmp(group->work[j].error, group->work[i].error) == 0)
+            return true;
+    return false;
+}
+
+/* Each error once, with the first task that has it. Returns how many tasks have one. */
+static int print_errors(const struct model_group *group)
+{
+    char name[TASK_MAX_NAME];
+    int n = 0;
+    for (int i = 0; i < group->n; i++) {
+        const struct work *w = &group->work[i];
+        n += w->error != NULL;
+        if (w->error && !has_error_before(group, i))
+            printf("  error        %s: %s\n", task_name(name, w->task), w->error);
     }
-    printf("  %s, %s parameters, %s, %s\n", info->arch,
-           format_count(params, (int64_t)info->n_params),
-           weight_name(info->dtype, info->quantization),
-           format_bytes(bytes, (double)info->weight_bytes));
+    return n;
+}
+
+static void print_time(const struct model_group *group, struct store *store)
+{
+    char took[32];
     struct totals pending = {0};
     for (int i = 0; i < group->n; i++)
         if (group->work[i].n_pending)
             add_work(&pending, &group->work[i]);
-    double rate = measured_rate(store, info);
+    double rate = measured_rate(store, &group->info);
     if (rate > 0)
         printf("  at most %s at the %.0f output tok/s that this model reached before\n",
                format_seconds(took, (double)pending.output_tokens / rate), rate);
     else
         printf("  time unknown: no finished task of this model in the results database\n");
+}
+
+/* Returns how many of its tasks cannot run here. */
+static int print_model(const struct work_list *list, const struct model_group *group,
+                       const struct decision_policy *policy, struct store *store)
+{
+    const struct model_info *info = &group->info;
+    char params[32], bytes[32];
+    printf("\nmodel %s\n", work_model_name(&group->work[0]));
+    int n_errors = print_errors(group);
+    if (n_errors == group->n)
+        return n_errors;
+    printf("  %s, %s parameters, %s, %s\n", info->arch,
+           format_count(params, (int64_t)info->n_params),
+           weight_name(info->dtype, info->quantization),
+           format_bytes(bytes, (double)info->weight_bytes));
+    print_time(group, store);
     for (int e = 0; e < list->n_engine_groups; e++)
-        if (list->engine_group[e].model == group)
-            print_engine(&list->engine_group[e], policy);
+        if (list->engine_group[e].model == group && !print_engine(&list->engine_group[e], policy))
+            n_errors += list->engine_group[e].n;
+    return n_errors;
 }
 
 /* ---- the command ---- */
@@ -246,19 +319,17 @@ static int plan_experiment(struct config *c, bool list_tasks, bool strict)
     struct store *store = open_results(c, &list);
     int n_errors = 0;
     work_list_warn(&list);
-    for (int g = 0; g < list.n_groups; g++) {
-        for (int i = 0; i < list.group[g].n; i++) {
+    for (int g = 0; g < list.n_groups; g++)
+        for (int i = 0; i < list.group[g].n; i++)
             add_work(&totals, &list.group[g].work[i]);
-            n_errors += list.group[g].work[i].error != NULL;
-        }
-    }
-    printf("experiment %s: %d tasks; results go to %s\n", c->experiment, list.tasks.n, c->results);
+    printf("experiment %s: %d task%s; results go to %s\n", c->experiment, list.tasks.n,
+           list.tasks.n == 1 ? "" : "s", c->results);
     print_totals(&totals);
     print_tasks(&list, list_tasks);
     for (int g = 0; g < list.n_groups; g++)
-        print_model(&list, &list.group[g], &policy, store);
+        n_errors += print_model(&list, &list.group[g], &policy, store);
     if (n_errors)
-        err_set(ERR_RUN, "%d task%s cannot run; the errors are above", n_errors,
+        err_set(ERR_RUN, "%d task%s cannot run here; the reasons are above", n_errors,
                 n_errors == 1 ? "" : "s");
     store_close(store);
     work_list_free(&list);

@@ -87,6 +87,21 @@ static void activations_do_not_grow_beyond_the_longest_possible_step(void **stat
     assert_true(plan_of(&model, &options).activation_bytes < needed);
 }
 
+static void steps_are_shorter_on_a_cpu_unless_sequences_need_them(void **state)
+{
+    (void)state;
+    static const struct {
+        enum device_kind device;
+        int max_num_seqs, tokens;
+    } cases[] = {{DEVICE_CPU, 0, 2048}, {DEVICE_CUDA, 0, 8192}, {DEVICE_CPU, 3000, 3000}};
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct model_info model = a_model(1000000 * MIB);
+        model.device.kind = cases[i].device;
+        struct engine_options options = {.fast = true, .max_num_seqs = cases[i].max_num_seqs};
+        assert_int_equal(plan_of(&model, &options).max_step_tokens, cases[i].tokens);
+    }
+}
+
 static void the_largest_length_that_fits_is_named_and_fits(void **state)
 {
     (void)state;
@@ -270,6 +285,7 @@ int main(void)
         cmocka_unit_test(a_large_memory_is_not_filled_beyond_what_the_sequences_can_use),
         cmocka_unit_test(a_small_memory_is_filled_up_to_the_budget),
         cmocka_unit_test(activations_do_not_grow_beyond_the_longest_possible_step),
+        cmocka_unit_test(steps_are_shorter_on_a_cpu_unless_sequences_need_them),
         cmocka_unit_test(the_largest_length_that_fits_is_named_and_fits),
         cmocka_unit_test(a_memory_without_room_for_the_weights_is_refused),
         cmocka_unit_test(a_given_number_of_blocks_is_honoured),

@@ -19,6 +19,26 @@ for config in configs/*.yaml configs/phases/phase*.yaml; do
     exits "plan $config" 0 "$quire" plan "$config"
 done
 
+cat >"$work/plan.yaml" <<TEXT
+model: {path: $PWD/configs/models/demo}
+grid: {prompts.file: [good.txt, none.txt]}
+sampling: {max_tokens: 4}
+TEXT
+printf '12 plus 34 is\n47 plus\n\377\n' >"$work/good.txt"
+exits "plan of a task that cannot run beside one that can" 1 "$quire" plan "$work/plan.yaml"
+prints "plan: why it cannot" 'error +task 1 \(prompts.file=none.txt\): .*none.txt: cannot open'
+prints "plan: the engine of the other" '^1 task, one engine, from task 0 \(prompts.file=good.txt\):$'
+prints "plan: a prompt that cannot be used" 'unusable +1 sample will fail: .*good.txt:3: not valid UTF-8$'
+exits "plan of outputs that are cut" 1 "$quire" plan "$work/plan.yaml" --set engine.max_model_len=9
+prints "plan: where they are cut" 'warning +an output ends where its sequence has 9 tokens'
+exits "plan of an engine that does not fit" 1 "$quire" plan "$work/plan.yaml" \
+    --set prompts.file="$work/good.txt" --set engine.num_kv_blocks=10000000
+prints "plan of an engine that does not fit: why" 'engine +does not fit: n_kv_blocks 10000000 needs'
+prints "plan of an engine that does not fit: how many tasks" '^quire: 1 task cannot run here'
+exits "plan --resolved of an axis" 0 "$quire" plan "$work/plan.yaml" --resolved \
+    --set 'grid.sampling.seed=[1, 2]'
+prints "plan --resolved of an axis: where it comes from" 'sampling\.seed +1 \| 2 +grid, --set$'
+
 # ---- status ----
 
 status_config=(configs/demo.yaml --set "results=$work/status.db")
