@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define MAX_NAME_BYTES 100 /* of an experiment: it becomes a file name */
 
@@ -118,6 +119,7 @@ static int read_layer(const struct layer *layer, const struct yaml_node *root, b
             continue;
         is_fixed[i] = layer->fixed[i] != NULL;
         layer->c->node[i] = is_fixed[i] ? layer->fixed[i] : layer->section[i];
+        layer->c->layer[i] = layer->c->n_layers;
     }
     return 0;
 }
@@ -127,6 +129,7 @@ static int add_layer(struct config *c, const struct yaml_node *root, bool *is_fi
     struct layer layer = {.c = c,
                           .section = xcalloc(config_n_keys(), sizeof(struct yaml_node *)),
                           .fixed = xcalloc(config_n_keys(), sizeof(struct yaml_node *))};
+    c->n_layers++;
     int rc = read_layer(&layer, root, is_fixed);
     free(layer.section);
     free(layer.fixed);
@@ -375,11 +378,30 @@ static int check_sources(const struct config *c, const struct settings *s)
     return 0;
 }
 
+static bool has_suffix(const char *path, const char *suffix)
+{
+    size_t n = strlen(path), m = strlen(suffix);
+    return n >= m && strcasecmp(path + n - m, suffix) == 0;
+}
+
+/* Taken as text, each line of these would be a prompt that nobody meant. */
+static int check_file_type(const struct config *c, const char *file)
+{
+    static const char *const others[] = {".json", ".csv", ".tsv", ".parquet", ".gz"};
+    for (size_t i = 0; i < ARRAY_LEN(others); i++)
+        if (has_suffix(file, others[i]))
+            return err_at_key(c, "prompts.file",
+                              "prompts.file is neither text, one prompt per line, nor .jsonl with "
+                              "prompts.field; convert it to one of these");
+    return 0;
+}
+
 static int check_prompt_settings(const struct config *c, const struct settings *s)
 {
     const char *file = s->prompts.file;
-    size_t n = strlen(file);
-    bool is_jsonl = n >= 6 && strcmp(file + n - 6, ".jsonl") == 0;
+    bool is_jsonl = has_suffix(file, ".jsonl");
+    if (check_file_type(c, file) != 0)
+        return -1;
     if (is_jsonl && s->prompts.field[0] == '\0')
         return err_at_key(c, "prompts.file",
                           "a .jsonl file needs prompts.field: the name of the field that is the "
@@ -433,6 +455,7 @@ int config_load(struct config **out, const char *path, const char *const *sets, 
     c->doc = yaml_doc_open();
     c->path = yaml_doc_strdup(c->doc, path);
     c->node = yaml_doc_alloc(c->doc, config_n_keys(), sizeof(struct yaml_node *));
+    c->layer = yaml_doc_alloc(c->doc, config_n_keys(), sizeof(int));
     c->origin = yaml_doc_alloc(c->doc, config_n_keys(), sizeof(struct key_origin));
     bool *is_fixed = xcalloc(config_n_keys(), sizeof(bool));
     int rc = load(c, sets, n_sets, is_fixed);

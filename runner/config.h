@@ -10,8 +10,9 @@
  * keys exclude each other (model.path and model.architecture; the sources of prompts), one that a
  * file gives makes the inherited other one forgotten.
  *
- * A key that --set or the environment gives, and that is an axis of grid or zip, loses its axis
- * with a warning: the experiment then runs with that one value.
+ * A key that something stronger than its axis of grid or zip gives (--set, the environment, a file
+ * that inherits the grid) loses its axis with a warning: the experiment then runs with that one
+ * value.
  */
 #ifndef QUIRE_CONFIG_H
 #define QUIRE_CONFIG_H
@@ -100,6 +101,7 @@ struct grid_axis {
     const struct yaml_node *values; /* sequence of scalars                         */
     const struct settings *setting; /* [values->n_items] only the key's own field is set */
     int zip_group;                  /* axes of one zip group advance together; -1: none */
+    int layer;                      /* that gave it, as config.layer                    */
 };
 
 enum synthetic_lengths { LENGTHS_FIXED, LENGTHS_UNIFORM, LENGTHS_TRACE };
@@ -141,6 +143,8 @@ struct config {
     struct settings base;          /* settings before the grid                  */
     struct key_origin *origin;     /* [config_n_keys()] parallel to the key table */
     const struct yaml_node **node; /* [config_n_keys()] the value that counts, NULL: the default */
+    int *layer;                    /* [config_n_keys()] private: what gave it; larger is stronger */
+    int n_layers;                  /* private: files, environment variables and --set so far     */
     struct grid_axis axis[CONFIG_MAX_GRID_KEYS];
     int n_axes;
     struct exclude_rule *exclude; /* [n_excludes] private: config_is_excluded              */

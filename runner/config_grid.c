@@ -32,15 +32,17 @@ static int check_axis(size_t key, const struct yaml_node *name, const struct yam
     return 0;
 }
 
+/* layer: that gave the values. */
 static int push_axis(struct config *c, size_t key, const struct yaml_node *name,
-                     const struct yaml_node *values, int zip_group)
+                     const struct yaml_node *values, int zip_group, int layer)
 {
     if (c->n_axes >= CONFIG_MAX_GRID_KEYS)
         return yaml_err(name, "more than %d keys in grid and zip", CONFIG_MAX_GRID_KEYS);
     c->axis[c->n_axes++] = (struct grid_axis){.key = config_get_key(key)->path,
                                               .key_index = key,
                                               .values = values,
-                                              .zip_group = zip_group};
+                                              .zip_group = zip_group,
+                                              .layer = layer};
     return 0;
 }
 
@@ -52,8 +54,9 @@ static int add_grid_key(void *user, size_t key, const struct yaml_node *name,
         return -1;
     struct grid_axis *axis = find_axis(c, config_get_key(key)->path);
     if (!axis)
-        return push_axis(c, key, name, values, -1);
+        return push_axis(c, key, name, values, -1, c->n_layers);
     axis->values = values;
+    axis->layer = c->n_layers;
     return 0;
 }
 
@@ -87,7 +90,8 @@ static int add_zip_key(void *user, size_t key, const struct yaml_node *name,
         return yaml_err(values, "%zu values of %s in a zip of %zu (%s); expected equally many",
                         values->n_items, name->text, zip->first->n_items,
                         yaml_where(where, sizeof(where), zip->first));
-    return push_axis(zip->c, key, name, values, zip->group);
+    int layer = zip->c->layer[config_find_key("zip")];
+    return push_axis(zip->c, key, name, values, zip->group, layer);
 }
 
 static int add_zip_group(struct config *c, const struct yaml_node *mapping, int group)
@@ -110,12 +114,10 @@ static int add_zip(struct config *c, const struct yaml_node *zip)
 
 /* ---- axes that something stronger takes away ---- */
 
-/* Values from the command line and the environment have no line. An axis that itself came from the
- * command line stays. */
+/* A value beside the axis, in the same file, is only what tasks without the axis would have. */
 static bool is_overridden(const struct config *c, const struct grid_axis *axis)
 {
-    const struct yaml_node *node = c->node[axis->key_index];
-    return node && node->line == 0 && axis->values->line > 0;
+    return c->node[axis->key_index] && c->layer[axis->key_index] > axis->layer;
 }
 
 static void drop_overridden_axes(struct config *c)

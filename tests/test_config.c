@@ -281,7 +281,10 @@ static void relations_between_keys_are_checked(void **state)
         {MODEL "prompts: {list: [a], file: b.txt}",
          "prompts.file and prompts.list are both given; expected one source"},
         {MODEL "prompts: {file: b.jsonl}", "x.yaml:2:17: a .jsonl file needs prompts.field"},
+        {MODEL "prompts: {file: b.JSONL}", "a .jsonl file needs prompts.field"},
         {MODEL "prompts: {file: b.txt, field: a}", "prompts.field is for a prompts.file"},
+        {MODEL "prompts: {file: b.csv}", "x.yaml:2:17: prompts.file is neither text"},
+        {MODEL "prompts: {file: b.JSON, field: a}", "prompts.file is neither text"},
         {MODEL "prompts: {list: [a], system: s}", "prompts.system needs prompts.chat: true"},
         {MODEL "prompts: {list: []}", "prompts.list is empty; expected a list"},
         {MODEL "prompts: {list: hello}", "prompts.list is 'hello'; expected a list"},
@@ -630,6 +633,24 @@ static void an_override_takes_its_axis_away(void **state)
     assert_int_equal(config->n_axes, 2);
 }
 
+static void a_stronger_file_takes_an_inherited_axis_away(void **state)
+{
+    (void)state;
+    free(test_write_text("base.yaml", MODEL PROMPTS "grid: {sampling.n: [1, 2]}\n"
+                                                    "zip: {sampling.top_k: [3, 4]}\n"));
+    load_ok("inherit: base.yaml\nsampling: {n: 5}\n");
+    assert_int_equal(config->n_axes, 1);
+    assert_string_equal(config->axis[0].key, "sampling.top_k");
+    assert_int_equal(config->base.sampling.n, 5);
+    load_ok("inherit: base.yaml\nfixed: {sampling.top_k: 6}\n");
+    assert_int_equal(config->n_axes, 1);
+    assert_string_equal(config->axis[0].key, "sampling.n");
+    /* Beside its axis a value is only a default. */
+    load_ok("inherit: base.yaml\nsampling: {n: 5}\ngrid: {sampling.n: [7, 8, 9]}\n");
+    assert_int_equal(config->n_axes, 2);
+    assert_int_equal(config->axis[0].values->n_items, 3);
+}
+
 static void too_many_axes_or_values_are_refused(void **state)
 {
     (void)state;
@@ -790,6 +811,7 @@ int main(void)
         CONFIG_TEST(a_bad_set_is_refused),
         CONFIG_TEST(bad_grids_are_refused),
         CONFIG_TEST(an_override_takes_its_axis_away),
+        CONFIG_TEST(a_stronger_file_takes_an_inherited_axis_away),
         CONFIG_TEST(too_many_axes_or_values_are_refused),
         CONFIG_TEST(the_reference_has_every_key_with_its_default),
         CONFIG_TEST(the_configs_that_ship_load),
