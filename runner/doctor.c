@@ -105,7 +105,7 @@ static void print_environment(void)
     for (size_t i = 0; i < config_n_variables(); i++) {
         const struct config_variable *v = config_get_variable(i);
         const char *value = getenv(v->name);
-        printf("  %-17s %-12s %s\n", v->name, value ? value : "(not set)", v->doc);
+        printf("  %-18s %-12s %s\n", v->name, value ? value : "(not set)", v->doc);
     }
 }
 
