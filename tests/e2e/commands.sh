@@ -31,9 +31,12 @@ prints "plan: the engine of the other" '^1 task, one engine, from task 0 \(promp
 prints "plan: a prompt that cannot be used" 'unusable +1 sample will fail: .*good.txt:3: not valid UTF-8$'
 exits "plan of outputs that are cut" 1 "$quire" plan "$work/plan.yaml" --set engine.max_model_len=9
 prints "plan: where they are cut" 'warning +an output ends where its sequence has 9 tokens'
-exits "plan of an engine that does not fit" 1 "$quire" plan "$work/plan.yaml" \
+exits "plan of a KV cache that does not fit" 0 "$quire" plan "$work/plan.yaml" \
     --set prompts.file="$work/good.txt" --set engine.num_kv_blocks=10000000
-prints "plan of an engine that does not fit: why" 'engine +does not fit: n_kv_blocks 10000000 needs'
+prints "plan of a KV cache that does not fit: the standard engine" 'engine +standard: static batches'
+exits "plan of an engine that does not fit" 1 "$quire" plan "$work/plan.yaml" \
+    --set prompts.file="$work/good.txt" --set engine.gpu_memory_utilization=0.00001
+prints "plan of an engine that does not fit: why" 'engine +does not fit: one sequence of '
 prints "plan of an engine that does not fit: how many tasks" '^quire: 1 task cannot run here'
 exits "plan --resolved of an axis" 0 "$quire" plan "$work/plan.yaml" --resolved \
     --set 'grid.sampling.seed=[1, 2]'
