@@ -295,7 +295,7 @@ static bool ends_with(const char *text, const char *end)
 static int run_engine(struct bench *b)
 {
     const struct options *o = b->options;
-    const char *path = o->model ? o->model : DEFAULT_MODEL;
+    char *path = config_find_model(o->model ? o->model : DEFAULT_MODEL);
     struct bench_engine_options options = {
         .model = {.path = path,
                   .random_init = ends_with(path, ".json"),
@@ -312,11 +312,12 @@ static int run_engine(struct bench *b)
         .repeats = o->repeats ? (int)o->repeats : 3,
         .kernels = o->kernel_mask,
     };
-    if (o->trace && trace_open(&options.trace, o->trace, 0, "quire bench engine") != 0)
-        return -1;
-    int rc = bench_engine_run(&b->rows, &b->ceiling, &options);
+    int rc = o->trace ? trace_open(&options.trace, o->trace, 0, "quire bench engine") : 0;
+    if (rc == 0)
+        rc = bench_engine_run(&b->rows, &b->ceiling, &options);
     trace_log_end(options.trace);
     trace_close(options.trace);
+    free(path);
     return rc;
 }
 

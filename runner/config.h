@@ -177,6 +177,10 @@ int config_apply(struct config *c, struct settings *s, const char *key,
  * config_load checks the first point of the grid, task_list_make every one. */
 int config_check_settings(const struct config *c, const struct settings *s);
 
+/* The folder of a model that a command line names: in the working directory, then in QUIRE_MODELS;
+ * the name itself where there is none. The caller frees. */
+char *config_find_model(const char *name);
+
 /* Whether an `exclude` rule names this point. */
 bool config_is_excluded(const struct config *c, const struct settings *s);
 

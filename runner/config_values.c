@@ -190,6 +190,11 @@ static char *find_model(const char *folder, const char *name)
     return found ? found : xstrdup(name);
 }
 
+char *config_find_model(const char *name)
+{
+    return find_model("", name);
+}
+
 const char *config_resolve_path(struct config *c, const struct yaml_node *value, enum key_kind kind)
 {
     for (const struct resolved_path *known = c->resolved; known; known = known->next)

@@ -257,5 +257,9 @@ int command_generate(int argc, char **argv)
     enum cli_result parsed = cli_parse(&command, argc, argv, NULL);
     if (parsed != CLI_OK)
         return parsed == CLI_HELP ? 0 : ERR_CONFIG;
-    return run_generate(&o) == 0 ? 0 : (int)err_get_kind();
+    char *model = o.model ? config_find_model(o.model) : NULL;
+    o.model = model;
+    int rc = run_generate(&o);
+    free(model);
+    return rc == 0 ? 0 : (int)err_get_kind();
 }

@@ -75,6 +75,9 @@ exits "generate answers a prompt" 0 "$quire" generate --model configs/models/dem
 prints "generate: the sum is right" '46'
 prints "generate names the engine that the model is loaded for" \
     '^\[\*\] Loading model configs/models/demo with the fast engine \(paged attention, continuous batching\)$'
+exits "generate finds a model by its name" 0 env QUIRE_MODELS="$PWD/configs/models" sh -c \
+    "cd '$work' && '$quire' generate --model demo --prompt '12 plus 34 is' --max-tokens 8"
+prints "generate finds a model by its name: the sum is right" '46'
 exits "generate without a model" 2 "$quire" generate --prompt "12 plus 34 is"
 exits "generate with a model that is not there" 65 "$quire" generate --model "$work/none" \
     --prompt x --max-tokens 4
