@@ -4,6 +4,8 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define BAR_WIDTH 24
@@ -47,6 +49,7 @@ static void update_rates(struct progress *p, double now, const struct engine_sta
     p->rate_since_s = now;
 }
 
+/* What matters most comes first: a narrow terminal shows the beginning. */
 static void describe(const struct progress *p, const struct engine_stats *stats, double now,
                      struct str *out)
 {
@@ -55,23 +58,35 @@ static void describe(const struct progress *p, const struct engine_stats *stats,
     if (fresh > 0)
         format_seconds(eta, (now - p->started_s) * (double)(p->total - p->done) / (double)fresh);
     str_appendf(out,
-                "%lld/%lld samples | prefill %.0f decode %.0f tok/s | running %d waiting %d | "
-                "KV %.0f%% | ETA %s",
-                (long long)p->done, (long long)p->total, p->prompt_tps, p->output_tps,
+                "%lld/%lld samples | ETA %s | prefill %.0f decode %.0f tok/s | "
+                "running %d waiting %d | KV %.0f%%",
+                (long long)p->done, (long long)p->total, eta, p->prompt_tps, p->output_tps,
                 stats->n_running, stats->n_waiting,
-                stats->kv_blocks ? 100.0 * stats->kv_used / stats->kv_blocks : 0.0, eta);
+                stats->kv_blocks ? 100.0 * stats->kv_used / stats->kv_blocks : 0.0);
     if (isfinite(stop_job_left_s()))
         str_appendf(out, " | job ends in %s", format_seconds(eta, fmax(stop_job_left_s(), 0)));
+}
+
+/* Columns that a line may have; a longer one would wrap, and then no \r takes it away. */
+static size_t find_width(void)
+{
+    struct winsize size;
+    bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+    return known ? size.ws_col - 1u : SIZE_MAX;
 }
 
 static void show_bar(const struct progress *p, const char *text)
 {
     char bar[BAR_WIDTH + 1];
+    size_t width = find_width(), len = strlen(text);
     int filled = p->total ? (int)(BAR_WIDTH * p->done / p->total) : BAR_WIDTH;
     for (int i = 0; i < BAR_WIDTH; i++)
         bar[i] = i < filled ? '#' : '.';
     bar[BAR_WIDTH] = '\0';
-    fprintf(stderr, "\r\033[K[%s] %s", bar, text);
+    if (len + strlen("[] ") + BAR_WIDTH <= width)
+        fprintf(stderr, "\r\033[K[%s] %s", bar, text);
+    else
+        fprintf(stderr, "\r\033[K%.*s", (int)MIN(len, width), text);
     fflush(stderr);
 }
 

@@ -68,6 +68,18 @@ exits "status of an array" 0 "$quire" status configs/demo.yaml --set "results=$w
 prints "status of an array: samples" 'samples +96 of 128 done, 32 pending$'
 prints "status of an array: what to submit" 'sbatch --array=2 --export=ALL,QUIRE_ARRAY_COUNT=4 '
 
+# ---- the live line of a run ----
+
+if command -v script >/dev/null; then
+    exits "a run on a terminal of 80 columns" 0 script -qec "stty cols 80 && '$quire' run configs/demo.yaml \
+        --set replications=60 --results '$work/terminal.db'" "$work/terminal.log"
+    tr '\r' '\n' <"$work/terminal.log" | sed 's/\x1b\[K//g' | grep -a '/3840 samples' >"$work/lines"
+    check "it shows how far it is" test -s "$work/lines"
+    check "no line is too long to be written over" sh -c "! grep -aE '.{80}' '$work/lines'"
+else
+    skip "a run on a terminal of 80 columns" "no script (bsdutils)"
+fi
+
 # ---- generate ----
 
 exits "generate answers a prompt" 0 "$quire" generate --model configs/models/demo \
