@@ -120,7 +120,7 @@ ubsan: ## unit tests under UndefinedBehaviorSanitizer (build/ubsan)
 
 # GCC's OpenMP runtime is not instrumented, so its barriers look like races: one OpenMP thread leaves
 # the threads that quire itself starts. setarch -R: new kernels map where ThreadSanitizer's shadow is.
-THREADED = $(shell grep -lE 'pthread_create|engine_start' $(TEST_SRC))
+THREADED = $(shell grep -lE 'pthread_create|engine_start|cluster_start' $(TEST_SRC))
 tsan: ## the unit tests that start threads, under ThreadSanitizer (build/tsan)
 	+@OMP_NUM_THREADS=1 TEST_WRAPPER="setarch $(MACHINE) -R" $(MAKE) --no-print-directory \
 	    BUILD=$(BUILD)/tsan $(SANITIZED) SANITIZE=-fsanitize=thread TEST_SRC="$(THREADED)" unit

@@ -1,12 +1,15 @@
 /* cluster.c - see cluster.h.
  *
- * The thread polls: MPI has no way to wait for a message and for a post at once. A turn without
- * work takes two microseconds and then sleeps for TURN_NS, or less when there is a post.
+ * The thread of MPI polls: there is no way to wait for a message and for a post at once. A turn
+ * without work takes two microseconds and then sleeps for TURN_NS, or less when there is a post. It
+ * calls nobody who might wait: what has come is handed to a second thread, which delivers it. So
+ * rank 0 gives signs of life while it waits for its file system, which may take a minute.
  */
 #include "runner/cluster.h"
 #include "runner/stop.h"
 
 #include <dlfcn.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,10 +17,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TURN_NS 1000000
+#define TURN_S  0.001
 #define IDLE_S  0.1  /* between calls of on_idle                            */
 #define LIFE_S  1.0  /* between signs of life                               */
-#define CLOSE_S 20.0 /* for the other ranks to close as well              */
+#define CLOSE_S 20.0 /* for the other ranks to close as well                */
+
+/* Silence counts while this process runs: a job that was suspended goes on, and nobody had a chance
+ * to speak. So a turn counts as this long at most. */
+#define MAX_TURN_S 1.0
 
 /* The kind, the level, and the reason as text. */
 #define LIFE_MAX_BYTES 32
@@ -38,22 +45,22 @@ struct queue {
 struct cluster {
     const struct cluster_transport *transport;
     struct cluster_place place;
-    pthread_t thread;
-    pthread_mutex_t mutex; /* of everything below                       */
-    pthread_cond_t changed;
-    struct queue posted;
+    pthread_t thread, deliverer;
+    pthread_mutex_t mutex;           /* of everything below                */
+    pthread_cond_t changed, arrived; /* the latter: for the deliverer      */
+    struct queue posted, came;
     struct cluster_traffic traffic;
-    bool opened, closing, closed;
-    enum err_kind failure; /* of opening                                */
+    bool opened, listening, closing, closed;
+    enum err_kind failure; /* of opening */
     char reason[ERR_MAX_LEN];
 
-    pthread_mutex_t calling;      /* of events; held during a call of one */
-    struct cluster_events events; /* on_message is NULL until cluster_listen   */
+    pthread_mutex_t calling; /* of events; held during a call of one */
+    struct cluster_events events;
 
-    /* Of the thread alone. */
-    struct queue early; /* came before cluster_listen */
-    double *heard_s;    /* [size] time_monotonic_s() of the last message  */
-    double idle_s, life_s;
+    /* Of the thread of MPI alone. */
+    double turn_s, awake_s; /* the last turn, and how long this process ran until then */
+    double *heard_s;        /* [size] awake_s at the last message                      */
+    double life_s;
     enum stop_level told; /* the level in the last sign of life */
 };
 
@@ -83,7 +90,69 @@ static void free_letter(struct letter *l)
     free(l);
 }
 
-/* ---- the thread ---- */
+/* ---- the thread that delivers ---- */
+
+/* CLOCK_MONOTONIC, which all waiting goes by: a step of the wall clock would prolong it. */
+static struct timespec time_after(double s)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    int64_t ns = t.tv_nsec + (int64_t)(s * 1e9);
+    return (struct timespec){.tv_sec = t.tv_sec + ns / 1000000000, .tv_nsec = ns % 1000000000};
+}
+
+/* Until there is a letter, for at most IDLE_S; false when the cluster closes. */
+static bool wait_letter(struct cluster *c)
+{
+    struct timespec until = time_after(IDLE_S);
+    int rc = 0;
+    pthread_mutex_lock(&c->mutex);
+    while (!c->closing && rc == 0 && !(c->listening && c->came.first))
+        rc = pthread_cond_timedwait(&c->arrived, &c->mutex, &until);
+    bool go_on = !c->closing;
+    pthread_mutex_unlock(&c->mutex);
+    return go_on;
+}
+
+static void deliver_next(struct cluster *c)
+{
+    struct letter *l = NULL;
+    pthread_mutex_lock(&c->calling);
+    if (c->events.on_message) {
+        pthread_mutex_lock(&c->mutex);
+        l = pop(&c->came);
+        pthread_mutex_unlock(&c->mutex);
+    }
+    if (l)
+        c->events.on_message(c->events.user, l->rank, l->data.data + 1, l->data.len - 1);
+    pthread_mutex_unlock(&c->calling);
+    if (l)
+        free_letter(l);
+}
+
+static void call_idle(struct cluster *c)
+{
+    pthread_mutex_lock(&c->calling);
+    if (c->events.on_idle)
+        c->events.on_idle(c->events.user);
+    pthread_mutex_unlock(&c->calling);
+}
+
+static void *run_deliverer(void *user)
+{
+    struct cluster *c = user;
+    double idle_s = 0;
+    while (wait_letter(c)) {
+        deliver_next(c);
+        if (time_monotonic_s() - idle_s < IDLE_S)
+            continue;
+        idle_s = time_monotonic_s();
+        call_idle(c);
+    }
+    return NULL;
+}
+
+/* ---- the thread of MPI ---- */
 
 static void lose(struct cluster *c, int rank)
 {
@@ -117,14 +186,14 @@ static void send_life(struct cluster *c, double now)
     c->told = level;
 }
 
-static void check_life(struct cluster *c, double now)
+static void check_life(struct cluster *c)
 {
     for (int r = 0; r < c->place.size; r++)
-        if (is_heard(c, r) && now - c->heard_s[r] > CLUSTER_SILENCE_SECONDS)
+        if (is_heard(c, r) && c->awake_s - c->heard_s[r] > CLUSTER_SILENCE_SECONDS)
             lose(c, r);
 }
 
-static void deliver(struct cluster *c, int from, const struct str *data)
+static void take_in(struct cluster *c, int from, const struct str *data)
 {
     if (data->data[0] == KIND_LIFE) {
         stop_raise((enum stop_level)data->data[1], stop_find_reason(data->data + 2));
@@ -132,33 +201,17 @@ static void deliver(struct cluster *c, int from, const struct str *data)
     }
     pthread_mutex_lock(&c->mutex);
     c->traffic.received_bytes += (int64_t)data->len;
+    push(&c->came, from, KIND_DATA, data->data + 1, data->len - 1);
+    pthread_cond_signal(&c->arrived);
     pthread_mutex_unlock(&c->mutex);
-    pthread_mutex_lock(&c->calling);
-    if (c->events.on_message)
-        c->events.on_message(c->events.user, from, data->data + 1, data->len - 1);
-    else
-        push(&c->early, from, KIND_DATA, data->data + 1, data->len - 1);
-    pthread_mutex_unlock(&c->calling);
-}
-
-static void deliver_early(struct cluster *c)
-{
-    struct letter *l;
-    pthread_mutex_lock(&c->calling);
-    while (c->events.on_message && (l = pop(&c->early))) {
-        c->events.on_message(c->events.user, l->rank, l->data.data + 1, l->data.len - 1);
-        free_letter(l);
-    }
-    pthread_mutex_unlock(&c->calling);
 }
 
 static void receive_all(struct cluster *c, struct str *buffer)
 {
     int from;
-    deliver_early(c);
     while (c->transport->receive(&from, buffer)) {
-        c->heard_s[from] = time_monotonic_s();
-        deliver(c, from, buffer);
+        c->heard_s[from] = c->awake_s;
+        take_in(c, from, buffer);
     }
 }
 
@@ -176,25 +229,10 @@ static void send_all(struct cluster *c)
     pthread_mutex_unlock(&c->mutex);
 }
 
-static void call_idle(struct cluster *c, double now)
-{
-    if (now - c->idle_s < IDLE_S)
-        return;
-    c->idle_s = now;
-    pthread_mutex_lock(&c->calling);
-    if (c->events.on_idle)
-        c->events.on_idle(c->events.user);
-    pthread_mutex_unlock(&c->calling);
-}
-
 /* Sleeps for a turn; false when there is nothing more to do. */
 static bool wait_turn(struct cluster *c)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += TURN_NS;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    struct timespec until = time_after(TURN_S);
     pthread_mutex_lock(&c->mutex);
     if (!c->posted.first && !c->closing)
         pthread_cond_timedwait(&c->changed, &c->mutex, &until);
@@ -206,13 +244,15 @@ static bool wait_turn(struct cluster *c)
 static void run_turns(struct cluster *c)
 {
     struct str buffer = {0};
+    c->turn_s = time_monotonic_s();
     do {
         double now = time_monotonic_s();
+        c->awake_s += fmin(now - c->turn_s, MAX_TURN_S);
+        c->turn_s = now;
         receive_all(c, &buffer);
         send_all(c);
         send_life(c, now);
-        check_life(c, now);
-        call_idle(c, now);
+        check_life(c);
     } while (wait_turn(c));
     str_free(&buffer);
 }
@@ -231,8 +271,6 @@ static void *run_thread(void *user)
     if (rc != 0)
         return NULL;
     c->heard_s = xcalloc((size_t)c->place.size, sizeof(*c->heard_s));
-    for (int r = 0; r < c->place.size; r++)
-        c->heard_s[r] = time_monotonic_s();
     run_turns(c);
     c->transport->close();
     pthread_mutex_lock(&c->mutex);
@@ -296,10 +334,23 @@ static const struct cluster_transport *load_transport(void)
     return transport;
 }
 
+static void close_deliverer(struct cluster *c)
+{
+    pthread_mutex_lock(&c->mutex);
+    c->closing = true;
+    pthread_cond_signal(&c->arrived);
+    pthread_mutex_unlock(&c->mutex);
+    pthread_join(c->deliverer, NULL);
+}
+
 static int start(struct cluster *c)
 {
-    if (pthread_create(&c->thread, NULL, run_thread, c) != 0)
+    if (pthread_create(&c->deliverer, NULL, run_deliverer, c) != 0)
+        return err_set(ERR_RESOURCE, "cannot start a thread for messages");
+    if (pthread_create(&c->thread, NULL, run_thread, c) != 0) {
+        close_deliverer(c);
         return err_set(ERR_RESOURCE, "cannot start a thread for MPI");
+    }
     pthread_mutex_lock(&c->mutex);
     while (!c->opened && !c->closed)
         pthread_cond_wait(&c->changed, &c->mutex);
@@ -307,7 +358,29 @@ static int start(struct cluster *c)
     if (c->opened)
         return 0;
     pthread_join(c->thread, NULL);
+    close_deliverer(c);
     return err_set(c->failure, "%s", c->reason);
+}
+
+int cluster_start(struct cluster **out, const struct cluster_transport *transport)
+{
+    struct cluster *c = xcalloc(1, sizeof(*c));
+    pthread_condattr_t monotonic;
+    c->transport = transport;
+    pthread_mutex_init(&c->mutex, NULL);
+    pthread_mutex_init(&c->calling, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&c->changed, &monotonic);
+    pthread_cond_init(&c->arrived, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    *out = NULL;
+    if (start(c) != 0) {
+        free(c);
+        return -1;
+    }
+    *out = c;
+    return 0;
 }
 
 int cluster_open(struct cluster **out)
@@ -317,19 +390,7 @@ int cluster_open(struct cluster **out)
     if (launched <= 0)
         return launched;
     const struct cluster_transport *transport = load_transport();
-    if (!transport)
-        return -1;
-    struct cluster *c = xcalloc(1, sizeof(*c));
-    c->transport = transport;
-    pthread_mutex_init(&c->mutex, NULL);
-    pthread_mutex_init(&c->calling, NULL);
-    pthread_cond_init(&c->changed, NULL);
-    if (start(c) != 0) {
-        free(c);
-        return -1;
-    }
-    *out = c;
-    return 0;
+    return transport ? cluster_start(out, transport) : -1;
 }
 
 /* ---- for the other threads ---- */
@@ -344,6 +405,10 @@ void cluster_listen(struct cluster *c, const struct cluster_events *events)
     pthread_mutex_lock(&c->calling);
     c->events = *events;
     pthread_mutex_unlock(&c->calling);
+    pthread_mutex_lock(&c->mutex);
+    c->listening = events->on_message != NULL;
+    pthread_cond_signal(&c->arrived);
+    pthread_mutex_unlock(&c->mutex);
 }
 
 void cluster_post(struct cluster *c, int to, const char *data, size_t n)
@@ -368,9 +433,7 @@ struct cluster_traffic cluster_get_traffic(struct cluster *c)
 /* Another rank that has died keeps MPI from ending; the results are safe by now. */
 static bool wait_closed(struct cluster *c)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += (time_t)CLOSE_S;
+    struct timespec until = time_after(CLOSE_S);
     pthread_mutex_lock(&c->mutex);
     c->closing = true;
     pthread_cond_broadcast(&c->changed);
@@ -391,12 +454,14 @@ void cluster_close(struct cluster *c)
         return; /* its thread is still in MPI; the process is about to end */
     }
     pthread_join(c->thread, NULL);
+    close_deliverer(c);
     struct letter *l;
-    while ((l = pop(&c->early)))
+    while ((l = pop(&c->came)))
         free_letter(l);
     pthread_mutex_destroy(&c->mutex);
     pthread_mutex_destroy(&c->calling);
     pthread_cond_destroy(&c->changed);
+    pthread_cond_destroy(&c->arrived);
     free(c->heard_s);
     free(c);
 }

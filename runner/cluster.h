@@ -1,14 +1,14 @@
 /* cluster.h - the ranks of a run and the messages between them.
  *
  * A run that srun or mpirun started as several tasks has one rank per task; any other run is alone
- * and starts no MPI at all. Each rank has one thread of its own that does all of its MPI (files
+ * and starts no MPI at all. Each rank has one thread that does all of its MPI (files
  * runner/cluster_mpi.c, in quire_mpi.so, which is opened at run time), so that nobody ever waits
- * for another rank's generation step. Messages between two ranks arrive in the order in which they
- * were posted.
+ * for another rank's generation step, and one that delivers what has come, which may wait for the
+ * file system. Messages between two ranks arrive in the order in which they were posted.
  *
  * Every rank sends a sign of life every second, together with its stop level (stop.h), which so
- * becomes that of all ranks. A rank that is silent for CLUSTER_SILENCE_SECONDS is lost: then every
- * rank ends with ERR_STOPPED, and the run can be started again.
+ * becomes that of all ranks. A rank that is silent for CLUSTER_SILENCE_SECONDS in which this one
+ * ran is lost: then every rank ends with ERR_STOPPED, and the run can be started again.
  */
 #ifndef QUIRE_CLUSTER_H
 #define QUIRE_CLUSTER_H
@@ -35,7 +35,7 @@ struct cluster_place cluster_get_place(const struct cluster *c); /* NULL: rank 0
 /* The rank that the launcher's variables give this process; 0 when it is alone. */
 int cluster_rank_of_environment(void);
 
-/* Called on the cluster's own thread. */
+/* Called on threads of the cluster, one call at a time. */
 struct cluster_events {
     void *user;
     void (*on_message)(void *user, int from, const char *data, size_t n);
@@ -70,5 +70,8 @@ struct cluster_transport {
     /* Ends all ranks with this exit code. */
     void (*abort)(int code);
 };
+/* cluster_open with this transport: ERR_RESOURCE when it cannot be opened. It outlives the cluster.
+ */
+int cluster_start(struct cluster **out, const struct cluster_transport *transport);
 
 #endif

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mpirun on one machine: the number of ranks changes no token, and a rank that is killed ends the job
-# within seconds, without a loss.
+# mpirun on one machine: the number of ranks changes no token, a rank that is killed ends the job
+# within seconds, without a loss, and a job that is suspended goes on.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
@@ -28,14 +28,6 @@ n_samples=192
 
 exits "one process" 0 "$quire" run "$work/ranks.yaml" --results "$work/whole.db"
 expected=$(hashes "$work/whole.db")
-for n in 1 2 4; do
-    db=$work/$n.db
-    exits "mpirun -np $n" 0 "${mpi[@]}" -np $n "$quire" run "$work/ranks.yaml" --results "$db"
-    equal "$n ranks: the hashes of one process" "$(hashes "$db")" "$expected"
-    sql_equal "$n ranks: one run of $n ranks, all of which did some of the samples" "$db" \
-        "select mpi_size, (select count(*) from workers where n_done > 0),
-                (select sum(n_done) from workers) from runs" "$n|$n|$n_samples"
-done
 
 # mpirun starts the ranks of its own machine itself, so they are its children.
 rank_pid()
@@ -48,6 +40,33 @@ rank_pid()
     done
 }
 
+# run_to_middle N DATABASE: starts N ranks, whose mpirun is $pid, and waits until some samples are safe.
+run_to_middle()
+{
+    "${mpi[@]}" -np "$1" "$quire" run "$work/ranks.yaml" --results "$2" >"$2.log" 2>&1 &
+    pid=$!
+    while kill -0 $pid 2>/dev/null &&
+        ! sql "$2" "select count(*) > 20 from samples" 2>&1 | grep -qx 1; do
+        sleep 0.02
+    done
+}
+
+# What Slurm's suspend does, for longer than a rank may be silent; the rest goes on meanwhile.
+run_to_middle 2 "$work/suspended.db"
+suspended=$pid suspended_ranks="$(rank_pid $pid 0) $(rank_pid $pid 1)"
+# shellcheck disable=SC2086 # two numbers
+kill -STOP $suspended_ranks
+suspended_s=$SECONDS
+
+for n in 1 2 4; do
+    db=$work/$n.db
+    exits "mpirun -np $n" 0 "${mpi[@]}" -np $n "$quire" run "$work/ranks.yaml" --results "$db"
+    equal "$n ranks: the hashes of one process" "$(hashes "$db")" "$expected"
+    sql_equal "$n ranks: one run of $n ranks, all of which did some of the samples" "$db" \
+        "select mpi_size, (select count(*) from workers where n_done > 0),
+                (select sum(n_done) from workers) from runs" "$n|$n|$n_samples"
+done
+
 committed()
 {
     sql "$1" "select key, attempt_id, output_sha256 from samples order by key"
@@ -57,18 +76,14 @@ committed()
 lose_rank()
 {
     local name="rank $1 killed" db=$work/lost$1.db pid status=0 before began
-    "${mpi[@]}" -np 3 "$quire" run "$work/ranks.yaml" --results "$db" >"$out" 2>&1 &
-    pid=$!
-    while kill -0 $pid 2>/dev/null &&
-        ! sql "$db" "select count(*) > 20 from samples" 2>&1 | grep -qx 1; do
-        sleep 0.02
-    done
+    run_to_middle 3 "$db"
     before=$(committed "$db")
     began=$SECONDS
-    kill -KILL "$(rank_pid $pid "$1")"
-    wait $pid || status=$?
+    kill -KILL "$(rank_pid "$pid" "$1")"
+    wait "$pid" || status=$?
     equal "$name: mpirun ends with the code of the signal" $status 137
     check "$name: within ten seconds" test $((SECONDS - began)) -le 10
+    cp "$db.log" "$out"
     prints "$name: mpirun says which one" "process rank $1 .*exited on signal 9"
     exits "$name: two ranks do the rest" 0 "${mpi[@]}" -np 2 "$quire" run "$work/ranks.yaml" \
         --results "$db"
@@ -101,3 +116,13 @@ for n in 1 4; do
 done
 # Other programs of the machine come and go: a third instead of a quarter.
 check "a rank of 4 takes its part of the memory" test $((blocks[4] * 3)) -le "${blocks[1]}"
+
+while [ $((SECONDS - suspended_s)) -lt 17 ]; do
+    sleep 0.2
+done
+# shellcheck disable=SC2086
+kill -CONT $suspended_ranks
+status=0
+wait "$suspended" || status=$?
+equal "suspended for 17 s: the run goes on to its end" $status 0
+equal "suspended for 17 s: the hashes of one process" "$(hashes "$work/suspended.db")" "$expected"
