@@ -173,29 +173,30 @@ static bool is_unfinished(const struct desk *d)
 }
 
 /* The rank closes its engine: its attempts at this group's tasks are over, while other ranks may
- * still hold samples of them. */
-static void end_part(struct desk *d, int rank)
+ * still hold samples of them. error: why it cannot go on, or "". */
+static void end_part(struct desk *d, int rank, const char *error)
 {
-    const struct seat *seat = &d->seat[rank];
+    struct seat *seat = &d->seat[rank];
     if (!seat->begun)
         return;
     struct lot *lot = &d->lot[seat->group];
     for (int i = 0; i < lot->group->n; i++) {
         struct attempt *a = &lot->docket[i].attempt[rank];
         if (a->id)
-            record_end(d, rank, &lot->docket[i], a->n_failed ? "failed" : "done", "");
+            record_end(d, rank, &lot->docket[i], error[0] || a->n_failed ? "failed" : "done",
+                       error);
     }
+    seat->begun = false;
 }
 
 static void turn_to_group(struct desk *d, int rank, int group)
 {
     struct seat *seat = &d->seat[rank];
-    end_part(d, rank);
+    end_part(d, rank, "");
     seat->earlier.prompt_tokens += seat->pulse.stats.prompt_tokens;
     seat->earlier.output_tokens += seat->pulse.stats.output_tokens;
     seat->pulse.stats = (struct engine_stats){0};
     seat->group = group;
-    seat->begun = false;
 }
 
 static void take(struct desk *d, int rank, int group, int room, struct order *out)
@@ -232,26 +233,6 @@ void desk_take(struct desk *d, int rank, int group, int room, struct order *out)
 }
 
 /* ---- taking in ---- */
-
-void desk_greet(struct desk *d, int rank, const struct greeting *greeting)
-{
-    lock(d);
-    struct seat *seat = &d->seat[rank];
-    seat->greeting = *greeting;
-    seat->greeted = true;
-    if (strcmp(greeting->digest, d->options.work->digest) != 0) {
-        char detail[512];
-        seat->stranger = true;
-        snprintf(detail, sizeof(detail),
-                 "rank %d on %s sees other models or prompts than rank 0 and gets no work; are "
-                 "the same files visible on all nodes?",
-                 rank, greeting->host);
-        log_warning("%s", detail);
-        record_event(d, 0, "error", detail);
-    }
-    record_worker(d, rank, "loading");
-    unlock(d);
-}
 
 /* Says once what another rank does without; rank 0 speaks for itself, and for those like it. */
 static void warn_of_degraded(const struct desk *d, int rank, const struct opening *opening)
@@ -307,9 +288,9 @@ static void lay_back(struct desk *d, int rank)
 }
 
 /* Nobody can run it: what is left of it is settled. */
-static void give_up(struct desk *d, int rank, struct lot *lot, const char *error)
+static void give_up(struct desk *d, struct lot *lot)
 {
-    record_failed_lot(d, rank, lot, error);
+    record_failed_lot(d, lot);
     for (int i = 0; i < lot->group->n; i++)
         for (int s = 0; s < lot->docket[i].work->n_samples; s++)
             lot->docket[i].holder[s] = HOLDER_SETTLED;
@@ -317,12 +298,13 @@ static void give_up(struct desk *d, int rank, struct lot *lot, const char *error
     lot->todo_cost = 0;
 }
 
-static int count_present(const struct desk *d)
+/* Some rank has refused the lot, and no other is left to run it. */
+static bool is_refused_by_all(const struct desk *d, const struct lot *lot)
 {
-    int n = 0;
     for (int r = 0; r < d->options.n_ranks; r++)
-        n += !d->seat[r].left && !d->seat[r].stranger;
-    return n;
+        if (!lot->refused[r] && !d->seat[r].stranger)
+            return false;
+    return lot->refusal != NULL;
 }
 
 void desk_refuse(struct desk *d, int rank, const struct opening *opening, enum err_kind kind,
@@ -335,17 +317,49 @@ void desk_refuse(struct desk *d, int rank, const struct opening *opening, enum e
     lay_back(d, rank);
     seat->opening = *opening;
     lot->refused[rank] = true;
-    lot->n_refused++;
+    lot->refused_last = rank;
+    free(lot->refusal);
+    lot->refusal = xstrdup(error);
     if (d->options.strict && kind == ERR_RESOURCE) {
         err_set(kind, "%s", error);
         desk_failed(d);
-    } else if (lot->n_refused >= count_present(d)) {
-        give_up(d, rank, lot, error);
+    } else if (is_refused_by_all(d, lot)) {
+        give_up(d, lot);
     } else {
         log_warning("rank %d on %s cannot run %s: %s; other ranks try", rank, seat->greeting.host,
                     task_name(name, lot->group->work[0]->task), error);
         record_event(d, 0, "fallback", error);
     }
+    if (!d->failure)
+        end_part(d, rank, error);
+    unlock(d);
+}
+
+/* The rank gets nothing: what the others have refused already is left to nobody. */
+static void greet_stranger(struct desk *d, int rank)
+{
+    char detail[512];
+    d->seat[rank].stranger = true;
+    snprintf(detail, sizeof(detail),
+             "rank %d on %s sees other models or prompts than rank 0 and gets no work; are "
+             "the same files visible on all nodes?",
+             rank, d->seat[rank].greeting.host);
+    log_warning("%s", detail);
+    record_event(d, 0, "error", detail);
+    for (int g = 0; g < d->options.work->n_engine_groups; g++)
+        if (d->lot[g].n_todo > 0 && is_refused_by_all(d, &d->lot[g]))
+            give_up(d, &d->lot[g]);
+}
+
+void desk_greet(struct desk *d, int rank, const struct greeting *greeting)
+{
+    lock(d);
+    struct seat *seat = &d->seat[rank];
+    seat->greeting = *greeting;
+    seat->greeted = true;
+    if (strcmp(greeting->digest, d->options.work->digest) != 0)
+        greet_stranger(d, rank);
+    record_worker(d, rank, "loading");
     unlock(d);
 }
 
@@ -608,6 +622,7 @@ void desk_close(struct desk *d)
         free(lot->docket);
         free(lot->by_cost);
         free(lot->refused);
+        free(lot->refusal);
     }
     pthread_mutex_destroy(&d->mutex);
     free(d->lot);

@@ -29,8 +29,9 @@ struct lot {
     int first;             /* of by_cost: nothing is to do in the ones before it */
     int n_todo, n_out;     /* samples                                            */
     double todo_cost;
-    bool *refused; /* [n_ranks] */
-    int n_refused;
+    bool *refused;    /* [n_ranks]                                       */
+    int refused_last; /* the rank that was the last to do so, and why    */
+    char *refusal;    /* (owned); NULL: none has                         */
 };
 
 /* What is known of a rank. */
@@ -67,8 +68,8 @@ void desk_failed(struct desk *d);
 void record_begin(struct desk *d, int rank, struct lot *lot, struct docket *docket);
 void record_end(struct desk *d, int rank, struct docket *docket, const char *state,
                 const char *error);
-/* An attempt of every task of the lot that is not finished, which has failed. */
-void record_failed_lot(struct desk *d, int rank, struct lot *lot, const char *error);
+/* A failed attempt of every task of the lot that is not finished, by the rank that refused last. */
+void record_failed_lot(struct desk *d, struct lot *lot);
 /* The same for one task that is in no engine group. */
 void record_unreadable(struct desk *d, struct work *w);
 void record_sample(struct desk *d, int rank, struct docket *docket, const struct outcome *outcome);

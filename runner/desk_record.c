@@ -101,30 +101,46 @@ void record_end(struct desk *d, int rank, struct docket *docket, const char *sta
     attempt_free(a);
 }
 
+static void note_failed_task(struct desk *d, int64_t attempt_id, const struct work *w,
+                             const char *error)
+{
+    char name[TASK_MAX_NAME];
+    log_warning("%s failed: %s", task_name(name, w->task), error);
+    d->n_failed_tasks++;
+    record_event(d, attempt_id, "error", error);
+}
+
+/* An attempt that ends before it has generated anything. */
 static void fail_task(struct desk *d, struct work *w, const struct store_attempt *row,
                       const char *error)
 {
     struct attempt a = {0};
-    char name[TASK_MAX_NAME];
-    log_warning("%s failed: %s", task_name(name, w->task), error);
-    d->n_failed_tasks++;
     begin_attempt(d, &a, w, row);
+    note_failed_task(d, a.id, w, error);
     if (a.id == 0)
         return;
     struct store_attempt_end end = {.state = "failed", .error = error};
     attempt_summarise(&a, &end);
-    record_event(d, a.id, "error", error);
     check(d, store_end_attempt(d->options.store, a.id, &end));
 }
 
-void record_failed_lot(struct desk *d, int rank, struct lot *lot, const char *error)
+void record_failed_lot(struct desk *d, struct lot *lot)
 {
-    for (int i = 0; i < lot->group->n; i++) {
-        struct work *w = lot->group->work[i];
+    const int rank = lot->refused_last;
+    const struct opening *last = &d->seat[rank].opening, none = {0};
+    const bool is_of_lot = last->group == lot - d->lot;
+    for (int i = 0; i < lot->group->n && !d->failure; i++) {
+        struct docket *docket = &lot->docket[i];
+        struct work *w = docket->work;
         if (w->n_pending == 0)
             continue;
-        struct store_attempt row = attempt_row(d, rank, w, &d->seat[rank].opening);
-        fail_task(d, w, &row, error);
+        if (docket->attempt[rank].id) {
+            note_failed_task(d, docket->attempt[rank].id, w, lot->refusal);
+            record_end(d, rank, docket, "failed", lot->refusal);
+            continue;
+        }
+        struct store_attempt row = attempt_row(d, rank, w, is_of_lot ? last : &none);
+        fail_task(d, w, &row, lot->refusal);
     }
     record_commit(d);
 }

@@ -374,6 +374,75 @@ static void a_group_that_no_rank_can_run_is_a_failed_task(void **state)
     assert_query("select state || ': ' || error from attempts", "failed: no room");
 }
 
+/* The device of a rank breaks in the middle of its work. */
+static void a_rank_that_fails_in_its_work_ends_its_attempts_with_the_reason(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS);
+    open_desk_of(2, false);
+    struct order order = take(0, -1, 100);
+    begin(0, 0);
+    put(0, 0, order.range[0].work, order.range[0].first, NULL);
+    refuse(0, 0, ERR_RUN);
+    assert_query("select rank || ' ' || state || ': ' || error || ', ' || n_samples from attempts",
+                 "0 failed: no room, 1");
+    order = take(1, -1, 100);
+    assert_int_equal(n_of(&order), 6);
+    begin(1, 0);
+    put_order(1, &order, NULL);
+    struct desk_summary summary = desk_finish(desk);
+    assert_true(summary.finished);
+    assert_int_equal(summary.n_failed_tasks, 0);
+    assert_query("select group_concat(state) from (select state from attempts order by rank)",
+                 "failed,done");
+}
+
+static void the_only_rank_that_fails_in_its_work_has_one_attempt(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS);
+    open_desk_of(1, false);
+    take(0, -1, 100);
+    begin(0, 0);
+    refuse(0, 0, ERR_RUN);
+    assert_int_equal(take(0, -1, 100).kind, ORDER_END);
+    assert_int_equal(desk_finish(desk).n_failed_tasks, 1);
+    assert_query("select group_concat(state || ': ' || error) from attempts", "failed: no room");
+}
+
+/* Else a rank that gives up twice would count as two. */
+static void a_rank_refuses_a_group_once(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS);
+    open_desk_of(2, false);
+    struct order order = take(1, -1, 3);
+    begin(1, 0);
+    take(0, -1, 100);
+    refuse(0, 0, ERR_RUN);
+    refuse(0, 0, ERR_RUN);
+    put_order(1, &order, NULL);
+    order = take(1, 0, 100);
+    assert_int_equal(order.kind, ORDER_SAMPLES);
+    put_order(1, &order, NULL);
+    assert_int_equal(desk_finish(desk).n_failed_tasks, 0);
+}
+
+/* A slow rank turns out to be of no use when the others have refused already. */
+static void a_group_that_is_left_to_strangers_is_a_failed_task(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS);
+    open_desk_of(2, false);
+    assert_int_equal(take(0, -1, 3).kind, ORDER_SAMPLES);
+    refuse(0, 0, ERR_DATA);
+    assert_int_equal(take(0, -1, 3).kind, ORDER_WAIT);
+    greet(1, "another digest");
+    assert_int_equal(take(0, -1, 3).kind, ORDER_END);
+    assert_int_equal(desk_finish(desk).n_failed_tasks, 1);
+    assert_query("select state || ': ' || error from attempts", "failed: no room");
+}
+
 static void under_strict_missing_resources_end_the_run(void **state)
 {
     (void)state;
@@ -535,6 +604,11 @@ int main(void)
         cmocka_unit_test_teardown(what_is_done_is_not_handed_out, teardown),
         cmocka_unit_test_teardown(a_group_that_one_rank_refuses_is_run_by_another, teardown),
         cmocka_unit_test_teardown(a_group_that_no_rank_can_run_is_a_failed_task, teardown),
+        cmocka_unit_test_teardown(a_rank_that_fails_in_its_work_ends_its_attempts_with_the_reason,
+                                  teardown),
+        cmocka_unit_test_teardown(the_only_rank_that_fails_in_its_work_has_one_attempt, teardown),
+        cmocka_unit_test_teardown(a_rank_refuses_a_group_once, teardown),
+        cmocka_unit_test_teardown(a_group_that_is_left_to_strangers_is_a_failed_task, teardown),
         cmocka_unit_test_teardown(what_a_leaving_rank_holds_is_handed_out_again, teardown),
         cmocka_unit_test_teardown(a_rank_with_another_work_list_gets_nothing, teardown),
         cmocka_unit_test_teardown(a_failed_sample_fails_its_task_and_no_other, teardown),
