@@ -52,7 +52,7 @@ static void lay_docket(struct docket *docket, struct lot *lot, struct work *w, i
         if (w->done[i])
             continue;
         lot->n_todo++;
-        lot->todo_cost += (double)cost * (double)lot->group->model->info.n_params;
+        lot->todo_cost += cost;
     }
 }
 
@@ -87,10 +87,15 @@ static bool find_todo(struct lot *lot, int *place, int *sample)
     return false;
 }
 
-static double sample_cost(const struct lot *lot, const struct work *w, int sample)
+static int64_t sample_cost(const struct work *w, int sample)
 {
-    int prompt = sample / (int)w->task->settings.sampling.n;
-    return (double)work_sample_cost(w, prompt) * (double)lot->group->model->info.n_params;
+    return work_sample_cost(w, sample / (int)w->task->settings.sampling.n);
+}
+
+/* What one rank would have to do if n of them shared what is left to do. */
+static double cost_for_each(const struct lot *lot, int n)
+{
+    return (double)lot->todo_cost * (double)lot->group->model->info.n_params / n;
 }
 
 /* ---- handing out ---- */
@@ -110,30 +115,52 @@ static int count_sharers(const struct desk *d, const struct lot *lot, int rank)
     return MAX(n, 1);
 }
 
-/* Samples of the lot that the rank may take now. */
-static int allowance(const struct desk *d, const struct lot *lot, int rank, int room)
+/* Gives the rank a sample. */
+static void hold(struct seat *seat, int rank, struct lot *lot, struct docket *docket, int sample)
 {
-    int share = CEIL_DIV(lot->n_todo + lot->n_out, count_sharers(d, lot, rank));
-    return MIN(MIN(room, share - d->seat[rank].n_held), lot->n_todo);
+    int64_t cost = sample_cost(docket->work, sample);
+    docket->holder[sample] = rank;
+    lot->todo_cost -= cost;
+    lot->out_cost += cost;
+    lot->n_todo--;
+    lot->n_out++;
+    seat->held_cost += cost;
+    seat->n_held++;
 }
 
-static void hand_out(struct desk *d, struct lot *lot, int rank, int n, struct order *out)
+/* Takes a sample from the rank, to do again or settled. */
+static void release(struct seat *seat, struct lot *lot, struct docket *docket, int sample,
+                    int holder)
+{
+    int64_t cost = sample_cost(docket->work, sample);
+    docket->holder[sample] = holder;
+    lot->out_cost -= cost;
+    lot->n_out--;
+    seat->held_cost -= cost;
+    seat->n_held--;
+    if (holder == HOLDER_NONE) {
+        lot->todo_cost += cost;
+        lot->n_todo++;
+    }
+}
+
+/* Up to room samples, until the rank holds its share. */
+static void hand_out(struct desk *d, struct lot *lot, int rank, int room, struct order *out)
 {
     struct seat *seat = &d->seat[rank];
+    int64_t share = CEIL_DIV(lot->todo_cost + lot->out_cost, count_sharers(d, lot, rank));
     int place, at;
-    while (n > 0 && out->n_ranges < ORDER_MAX_RANGES && find_todo(lot, &place, &at)) {
+    while (room > 0 && seat->held_cost < share && out->n_ranges < ORDER_MAX_RANGES &&
+           find_todo(lot, &place, &at)) {
         struct docket *docket = &lot->docket[lot->by_cost[place]];
         struct sample_range *range = &out->range[out->n_ranges++];
         *range = (struct sample_range){.work = lot->by_cost[place], .first = at};
-        for (; n > 0 && at < docket->work->n_samples && docket->holder[at] == HOLDER_NONE; at++) {
-            docket->holder[at] = rank;
-            lot->todo_cost -= sample_cost(lot, docket->work, at);
+        for (; room > 0 && seat->held_cost < share && at < docket->work->n_samples &&
+               docket->holder[at] == HOLDER_NONE;
+             at++, room--) {
+            hold(seat, rank, lot, docket, at);
             range->n++;
-            n--;
         }
-        lot->n_todo -= range->n;
-        lot->n_out += range->n;
-        seat->n_held += range->n;
         if (seat->begun && !docket->attempt[rank].id)
             record_begin(d, rank, lot, docket);
     }
@@ -156,9 +183,9 @@ static int choose_group(const struct desk *d, int rank)
         int n_at_it = 1;
         for (int r = 0; r < d->options.n_ranks; r++)
             n_at_it += d->seat[r].group == g && !d->seat[r].left;
-        if (best < 0 || lot->todo_cost / n_at_it > best_cost) {
+        if (best < 0 || cost_for_each(lot, n_at_it) > best_cost) {
             best = g;
-            best_cost = lot->todo_cost / n_at_it;
+            best_cost = cost_for_each(lot, n_at_it);
         }
     }
     return best;
@@ -217,12 +244,11 @@ static void take(struct desk *d, int rank, int group, int room, struct order *ou
             turn_to_group(d, rank, next);
         group = next;
     }
-    int n = allowance(d, &d->lot[group], rank, room);
-    if (n <= 0)
+    hand_out(d, &d->lot[group], rank, room, out);
+    if (out->n_ranges == 0)
         return;
     out->kind = ORDER_SAMPLES;
     out->group = group;
-    hand_out(d, &d->lot[group], rank, n, out);
 }
 
 void desk_take(struct desk *d, int rank, int group, int room, struct order *out)
@@ -272,19 +298,13 @@ static void lay_back(struct desk *d, int rank)
     struct lot *lot = &d->lot[seat->group];
     for (int i = 0; i < lot->group->n; i++) {
         struct docket *docket = &lot->docket[i];
-        for (int s = 0; s < docket->work->n_samples; s++) {
-            if (docket->holder[s] != rank)
-                continue;
-            docket->holder[s] = HOLDER_NONE;
-            lot->todo_cost += sample_cost(lot, docket->work, s);
-            lot->n_todo++;
-            lot->n_out--;
-            seat->n_held--;
-        }
+        for (int s = 0; s < docket->work->n_samples; s++)
+            if (docket->holder[s] == rank)
+                release(seat, lot, docket, s, HOLDER_NONE);
         docket->first = 0;
     }
     lot->first = 0;
-    assert(seat->n_held == 0);
+    assert(seat->n_held == 0 && seat->held_cost == 0);
 }
 
 /* Nobody can run it: what is left of it is settled. */
@@ -295,7 +315,7 @@ static void give_up(struct desk *d, struct lot *lot)
         for (int s = 0; s < lot->docket[i].work->n_samples; s++)
             lot->docket[i].holder[s] = HOLDER_SETTLED;
     lot->n_todo = lot->n_out = 0;
-    lot->todo_cost = 0;
+    lot->todo_cost = lot->out_cost = 0;
 }
 
 /* Some rank has refused the lot, and no other is left to run it. */
@@ -407,9 +427,7 @@ void desk_put(struct desk *d, int rank, const struct outcome *outcome)
         return;
     }
     record_sample(d, rank, docket, outcome);
-    docket->holder[outcome->sample] = HOLDER_SETTLED;
-    lot->n_out--;
-    seat->n_held--;
+    release(seat, lot, docket, outcome->sample, HOLDER_SETTLED);
     seat->n_done++;
     d->n_done++;
     docket->n_failed += outcome->error != NULL;

@@ -24,14 +24,14 @@ struct docket {
 /* The tasks of one engine group. */
 struct lot {
     const struct engine_group *group;
-    struct docket *docket; /* [group->n]                                         */
-    int *by_cost;          /* [group->n] dockets, the dearest first              */
-    int first;             /* of by_cost: nothing is to do in the ones before it */
-    int n_todo, n_out;     /* samples                                            */
-    double todo_cost;
-    bool *refused;    /* [n_ranks]                                       */
-    int refused_last; /* the rank that was the last to do so, and why    */
-    char *refusal;    /* (owned); NULL: none has                         */
+    struct docket *docket;       /* [group->n]                                         */
+    int *by_cost;                /* [group->n] dockets, the dearest first              */
+    int first;                   /* of by_cost: nothing is to do in the ones before it */
+    int n_todo, n_out;           /* samples                                            */
+    int64_t todo_cost, out_cost; /* of these, by work_sample_cost                */
+    bool *refused;               /* [n_ranks]                                       */
+    int refused_last;            /* the rank that was the last to do so, and why    */
+    char *refusal;               /* (owned); NULL: none has                         */
 };
 
 /* What is known of a rank. */
@@ -42,6 +42,7 @@ struct seat {
     int group;     /* the one it works for; -1: none yet     */
     bool begun;    /* it has an engine for it                */
     int n_held, n_done;
+    int64_t held_cost;
     struct opening opening;
     struct pulse pulse;
     struct engine_stats earlier; /* sums over the engines that it has closed */

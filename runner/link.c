@@ -38,6 +38,7 @@ struct link {
     pthread_mutex_t mutex; /* of what follows, which the cluster's thread writes */
     pthread_cond_t changed;
     struct order order;
+    int n_stale; /* answers on their way to questions that are withdrawn */
     bool answered, dismissed;
     int exit_code;
 };
@@ -111,7 +112,9 @@ static void on_message(void *user, int from, const char *data, size_t n)
     struct reader r = {data + 1, n - 1};
     assert(from == 0 && (data[0] == MESSAGE_ORDER || data[0] == MESSAGE_DISMISSAL));
     pthread_mutex_lock(&link->mutex);
-    if (data[0] == MESSAGE_ORDER) {
+    if (data[0] == MESSAGE_ORDER && link->n_stale > 0) {
+        link->n_stale--;
+    } else if (data[0] == MESSAGE_ORDER) {
         get_bytes(&r, &link->order, sizeof(link->order));
         link->answered = true;
     } else {
@@ -172,6 +175,16 @@ bool link_take(struct link *link, int group, int room, struct order *out)
     return answered;
 }
 
+/* What the desk gives for a question before a refusal goes back to it with the refusal. */
+static void withdraw_question(struct link *link)
+{
+    pthread_mutex_lock(&link->mutex);
+    link->n_stale += link->asked && !link->answered;
+    link->answered = false;
+    pthread_mutex_unlock(&link->mutex);
+    link->asked = false;
+}
+
 void link_begin(struct link *link, const struct opening *opening)
 {
     if (link->desk)
@@ -193,6 +206,7 @@ void link_refuse(struct link *link, const struct opening *opening)
         put_bytes(&message, &kind, sizeof(kind));
         put_block(&message, reason, strlen(reason));
         post(link, &message);
+        withdraw_question(link);
     }
     free(reason);
     err_clear();

@@ -1,11 +1,13 @@
 /* test_desk.c - handing out samples to ranks and taking them in, and the shares of a job array. */
 #include "runner/desk.h"
+#include "runner/link.h"
 #include "runner/stop.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "tests/testing.h"
 
@@ -281,7 +283,7 @@ static void ranks_may_come_at_the_same_time(void **state)
 static void a_rank_holds_at_most_its_share(void **state)
 {
     (void)state;
-    make_list(MODEL PROMPTS "sampling: {n: 8, temperature: 1}\n");
+    make_list(MODEL "prompts: {list: [one]}\nsampling: {n: 56, temperature: 1}\n");
     open_desk_of(4, false);
     struct order order = take(1, -1, 1000);
     assert_int_equal(n_of(&order), 14); /* of 56 */
@@ -291,6 +293,20 @@ static void a_rank_holds_at_most_its_share(void **state)
     put_order(1, &order, NULL);
     order = take(1, 0, 1000);
     assert_int_equal(n_of(&order), 11); /* of 42 */
+}
+
+/* A few samples take nearly all of the time: no rank gets all of these, and the others the rest. */
+static void a_share_is_one_of_the_cost(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS "sampling: {n: 4, temperature: 1}\n"
+                            "grid: {sampling.max_tokens: [1, 500]}\n");
+    open_desk_of(4, false);
+    for (int r = 0; r < 4; r++) {
+        struct order order = take(r, -1, 1000);
+        assert_int_equal(order.range[0].work, 1);
+        assert_in_range(order.range[0].n, 4, 8); /* of 28 */
+    }
 }
 
 static void a_rank_alone_takes_all_that_it_has_room_for(void **state)
@@ -533,6 +549,111 @@ static void a_lost_rank_leaves_a_database_that_says_so(void **state)
     desk = NULL;
 }
 
+/* ---- the way to the desk ---- */
+
+/* Two ranks in this process; each has its cluster, whose thread knows by this which one it is. */
+static _Thread_local int own_rank;
+static int n_opened;
+static pthread_mutex_t boxes_mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct str box[2][64]; /* messages to a rank, from the other one */
+static int n_put[2], n_taken[2];
+static bool is_held_back; /* what goes to rank 1 */
+
+static int open_boxes(struct cluster_place *out)
+{
+    own_rank = n_opened++;
+    *out = (struct cluster_place){.rank = own_rank, .size = 2, .local_size = 2, .cpu_size = 1};
+    return 0;
+}
+
+static void send_to_box(int to, const char *data, size_t n)
+{
+    pthread_mutex_lock(&boxes_mutex);
+    assert_true(n_put[to] < (int)ARRAY_LEN(box[to]));
+    str_append(&box[to][n_put[to]++], data, n);
+    pthread_mutex_unlock(&boxes_mutex);
+}
+
+static bool receive_from_box(int *from, struct str *out)
+{
+    pthread_mutex_lock(&boxes_mutex);
+    bool there = n_taken[own_rank] < n_put[own_rank] && !(own_rank == 1 && is_held_back);
+    if (there) {
+        struct str *message = &box[own_rank][n_taken[own_rank]++];
+        str_clear(out);
+        str_append(out, message->data, message->len);
+        str_free(message);
+        *from = 1 - own_rank;
+    }
+    pthread_mutex_unlock(&boxes_mutex);
+    return there;
+}
+
+static void hold_back(bool held_back)
+{
+    pthread_mutex_lock(&boxes_mutex);
+    is_held_back = held_back;
+    pthread_mutex_unlock(&boxes_mutex);
+}
+
+static void close_boxes(void)
+{
+}
+
+static void abort_boxes(int code)
+{
+    (void)code;
+    abort();
+}
+
+static struct order take_over_link(struct link *link, int room)
+{
+    struct order order;
+    while (!link_take(link, -1, room, &order))
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    return order;
+}
+
+/* The engine breaks while the rank waits for an answer, which is then worth nothing. */
+static void a_rank_that_refuses_is_not_given_what_it_asked_for_before(void **state)
+{
+    (void)state;
+    static const struct cluster_transport boxes = {.open = open_boxes,
+                                                   .send = send_to_box,
+                                                   .receive = receive_from_box,
+                                                   .close = close_boxes,
+                                                   .abort = abort_boxes};
+    struct cluster *cluster[2];
+    make_list(MODEL PROMPTS "grid: {engine.max_num_seqs: [4, 8]}\n");
+    open_desk_of(2, false);
+    for (int r = 0; r < 2; r++)
+        assert_int_equal(cluster_start(&cluster[r], &boxes), 0);
+    struct link_server server = {.cluster = cluster[0], .desk = desk};
+    struct link *link = link_open(cluster[1], NULL);
+    cluster_listen(cluster[0], &(struct cluster_events){.user = &server, .on_message = link_serve});
+
+    struct order order = take_over_link(link, 1);
+    struct opening opening = {.group = order.group, .has_model = true, .has_engine = true};
+    assert_int_equal(order.kind, ORDER_SAMPLES);
+    link_begin(link, &opening);
+    hold_back(true);
+    assert_false(link_take(link, order.group, 100, &order));
+    err_set(ERR_RUN, "the device broke");
+    link_refuse(link, &opening);
+    assert_false(link_take(link, -1, 100, &order));
+    hold_back(false);
+    order = take_over_link(link, 100);
+    assert_int_equal(order.kind, ORDER_SAMPLES);
+    assert_int_not_equal(order.group, opening.group);
+
+    link_dismiss(cluster[0], 0);
+    assert_int_equal(link_leave(link), 0);
+    cluster_listen(cluster[0], &(struct cluster_events){0});
+    for (int r = 0; r < 2; r++)
+        cluster_close(cluster[r]);
+    link_close(link);
+}
+
 /* ---- shares of a job array ---- */
 
 static void the_shares_of_an_array_are_the_whole_list_once(void **state)
@@ -598,6 +719,7 @@ int main(void)
         cmocka_unit_test_teardown(ranks_together_take_each_sample_once, teardown),
         cmocka_unit_test_teardown(ranks_may_come_at_the_same_time, teardown),
         cmocka_unit_test_teardown(a_rank_holds_at_most_its_share, teardown),
+        cmocka_unit_test_teardown(a_share_is_one_of_the_cost, teardown),
         cmocka_unit_test_teardown(a_rank_alone_takes_all_that_it_has_room_for, teardown),
         cmocka_unit_test_teardown(long_samples_are_handed_out_first, teardown),
         cmocka_unit_test_teardown(ranks_spread_over_the_groups, teardown),
@@ -612,6 +734,8 @@ int main(void)
         cmocka_unit_test_teardown(what_a_leaving_rank_holds_is_handed_out_again, teardown),
         cmocka_unit_test_teardown(a_rank_with_another_work_list_gets_nothing, teardown),
         cmocka_unit_test_teardown(a_failed_sample_fails_its_task_and_no_other, teardown),
+        cmocka_unit_test_teardown(a_rank_that_refuses_is_not_given_what_it_asked_for_before,
+                                  teardown),
         cmocka_unit_test_teardown(the_shares_of_an_array_are_the_whole_list_once, teardown),
         cmocka_unit_test_teardown(the_shares_of_an_array_cost_about_the_same, teardown),
         cmocka_unit_test_teardown(a_share_counts_what_is_done_of_it, teardown),
