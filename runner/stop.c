@@ -28,6 +28,7 @@ static volatile sig_atomic_t first_signal_s; /* of CLOCK_MONOTONIC */
 static struct {
     atomic_int level;
     _Atomic(const char *) reason;
+    _Atomic double raised_s; /* when STOP_DRAIN was reached */
     atomic_llong job_end_s;
 } state;
 
@@ -56,6 +57,7 @@ void stop_catch_signals(void)
         sigemptyset(&action.sa_mask);
         sigaction(signals[i].number, &action, NULL);
     }
+    signal(SIGPIPE, SIG_IGN);
 }
 
 void stop_raise(enum stop_level level, const char *why)
@@ -63,7 +65,8 @@ void stop_raise(enum stop_level level, const char *why)
     if (level == STOP_NONE)
         return;
     const char *none = NULL;
-    atomic_compare_exchange_strong(&state.reason, &none, why);
+    if (atomic_compare_exchange_strong(&state.reason, &none, why))
+        state.raised_s = time_monotonic_s();
     int old = state.level;
     while (old < (int)level && !atomic_compare_exchange_weak(&state.level, &old, (int)level)) {
     }
@@ -117,8 +120,10 @@ void stop_check_job_end(double margin_s)
 double stop_deadline_s(void)
 {
     double deadline_s = time_monotonic_s() + stop_job_left_s() - STOP_END_SECONDS;
-    /* From when it came: it may be seen only after a step of a minute. */
+    /* From when it came, which may be seen only after a step of a minute. */
     if (first_signal == SIGTERM)
         deadline_s = fmin(deadline_s, (double)first_signal_s + STOP_TERM_SECONDS);
+    else if (strcmp(stop_reason(), signal_name(SIGTERM)) == 0) /* to another rank */
+        deadline_s = fmin(deadline_s, state.raised_s + STOP_TERM_SECONDS);
     return deadline_s;
 }

@@ -5,9 +5,11 @@
  * rises. Signal handlers set flags and do nothing else.
  *
  *   SIGUSR1, SIGUSR2   drain until shortly before the job's end, when that is known
- *   SIGTERM            drain for STOP_TERM_SECONDS: Slurm kills what is left after its KillWait
- *                      (30 s by default); a second one stops now
+ *   SIGTERM            drain for STOP_TERM_SECONDS, on whichever rank it came: Slurm kills what is
+ *                      left after its KillWait (30 s by default); a second one stops now
  *   SIGINT             stop now; a second one ends the process
+ *   SIGPIPE            is ignored: the run outlives the reader of its log, as in `quire run | tee`,
+ *                      which a Ctrl-C ends first
  */
 #ifndef QUIRE_STOP_H
 #define QUIRE_STOP_H

@@ -59,6 +59,17 @@ static void signals_of_slurm_drain_and_ctrl_c_stops(void **state)
     assert_int_equal(in_child(after_int), STOP_NOW);
 }
 
+static int after_pipe(void)
+{
+    return level_after(SIGPIPE);
+}
+
+static void the_end_of_the_logs_reader_is_no_reason_to_stop(void **state)
+{
+    (void)state;
+    assert_int_equal(in_child(after_pipe), STOP_NONE);
+}
+
 static int after_two_ints(void)
 {
     stop_catch_signals();
@@ -113,6 +124,14 @@ static int term_counts_while_a_step_is_computed(void)
     return stop_deadline_s() - time_monotonic_s() <= STOP_TERM_SECONDS - 2;
 }
 
+static int another_ranks_term_leaves_seconds(void)
+{
+    stop_catch_signals();
+    stop_raise(STOP_DRAIN, stop_find_reason("SIGTERM"));
+    double left_s = stop_deadline_s() - time_monotonic_s();
+    return left_s > STOP_TERM_SECONDS - 2 && left_s <= STOP_TERM_SECONDS;
+}
+
 static int usr1_leaves_all_the_time_there_is(void)
 {
     level_after(SIGUSR1);
@@ -127,6 +146,7 @@ static void the_deadline_follows_from_the_signal_and_the_job(void **state)
     (void)state;
     assert_int_equal(in_child(term_leaves_seconds), 1);
     assert_int_equal(in_child(term_counts_while_a_step_is_computed), 1);
+    assert_int_equal(in_child(another_ranks_term_leaves_seconds), 1);
     assert_int_equal(in_child(usr1_leaves_all_the_time_there_is), 1);
 }
 
@@ -170,6 +190,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(signals_of_slurm_drain_and_ctrl_c_stops),
+        cmocka_unit_test(the_end_of_the_logs_reader_is_no_reason_to_stop),
         cmocka_unit_test(a_second_ctrl_c_ends_a_process_that_is_busy),
         cmocka_unit_test(a_signal_passed_on_twice_is_one_and_a_later_one_stops_now),
         cmocka_unit_test(the_deadline_follows_from_the_signal_and_the_job),
