@@ -170,19 +170,34 @@ static char *make_job_id(void)
     return xasprintf("%lld", (long long)job);
 }
 
+/* Slurm ends a job at its end, so one that is over is not ours: a shell may outlive its allocation,
+ * and a clock may be wrong. */
+static bool is_ahead(int64_t unix_s)
+{
+    return (double)unix_s > time_unix_s();
+}
+
+static int64_t ask_for_end(char *job)
+{
+    char answer[MAX_ANSWER] = "";
+    char *argv[] = {"squeue", "-h", "-j", job, "-o", "%e", NULL};
+    int64_t at = ask(answer, argv) ? parse_time(answer) : 0;
+    if (is_ahead(at))
+        return at;
+    log_debug("the end of job %s is not known (squeue: '%s')", job, answer);
+    return 0;
+}
+
 int64_t job_end_time(void)
 {
     int64_t at = 0;
     char *job = make_job_id();
     if (!job)
         return 0;
-    if (!find_number(&at, "SLURM_JOB_END_TIME") || at <= 0) {
-        char answer[MAX_ANSWER] = "";
-        char *argv[] = {"squeue", "-h", "-j", job, "-o", "%e", NULL};
-        at = ask(answer, argv) ? parse_time(answer) : 0;
-        if (at == 0)
-            log_debug("the end of job %s is not known (squeue: '%s')", job, answer);
-    }
+    if (find_number(&at, "SLURM_JOB_END_TIME") && at > 0 && !is_ahead(at))
+        log_warning("SLURM_JOB_END_TIME is %lld, which is over: it is ignored", (long long)at);
+    if (!is_ahead(at))
+        at = ask_for_end(job);
     free(job);
     return at;
 }

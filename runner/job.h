@@ -7,8 +7,8 @@
 #define JOB_MAX_WORKERS 1000000 /* of an array; Slurm's own limit is four million */
 
 /* The unix time at which Slurm ends this job: SLURM_JOB_END_TIME, or, where Slurm does not set it
- * (22.05 does not), squeue's answer, which is waited for 5 s at most. 0: this is no job, or the
- * time cannot be known; log_debug says why. */
+ * (22.05 does not) or it is over, squeue's answer, which is waited for 5 s at most. 0: this is no
+ * job, or the time cannot be known; log_debug says why. */
 int64_t job_end_time(void);
 
 struct job_array {

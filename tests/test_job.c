@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#define END_TEXT "2026-01-31T10:05:00"
-#define END_UTC  1769853900 /* date -u -d 2026-01-31T10:05:00Z +%s */
+#define END_TEXT "2126-01-31T10:05:00"
+#define END_UTC  4925527500 /* date -u -d 2126-01-31T10:05:00Z +%s */
 
 static char *real_path;
 
@@ -79,9 +79,21 @@ static void the_end_that_slurm_puts_into_the_environment_is_taken(void **state)
     (void)state;
     fake_squeue("echo " END_TEXT);
     setenv("SLURM_JOB_ID", "1234", 1);
-    setenv("SLURM_JOB_END_TIME", "1700000000", 1);
-    assert_int_equal(job_end_time(), 1700000000);
+    setenv("SLURM_JOB_END_TIME", "4900000000", 1);
+    assert_int_equal(job_end_time(), 4900000000);
     assert_asked("");
+}
+
+/* A run that believed it would stop before its first sample. */
+static void an_end_that_is_over_is_not_that_of_this_job(void **state)
+{
+    (void)state;
+    setenv("SLURM_JOB_ID", "1234", 1);
+    setenv("SLURM_JOB_END_TIME", "1700000000", 1);
+    fake_squeue("echo " END_TEXT);
+    assert_int_equal(job_end_time(), END_UTC);
+    fake_squeue("echo 2023-11-14T22:13:20");
+    assert_int_equal(job_end_time(), 0);
 }
 
 static void without_it_squeue_is_asked_and_answers_in_local_time(void **state)
@@ -292,6 +304,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(outside_slurm_there_is_no_end_and_squeue_is_not_asked),
         TEST(the_end_that_slurm_puts_into_the_environment_is_taken),
+        TEST(an_end_that_is_over_is_not_that_of_this_job),
         TEST(without_it_squeue_is_asked_and_answers_in_local_time),
         TEST(a_task_of_an_array_asks_for_itself_alone),
         TEST(the_users_taste_in_squeue_does_not_reach_it),
