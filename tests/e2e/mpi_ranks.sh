@@ -40,22 +40,27 @@ rank_pid()
     done
 }
 
-# run_to_middle N DATABASE: starts N ranks, whose mpirun is $pid, and waits until some samples are safe.
+# run_to_middle N DATABASE: starts N ranks, whose mpirun is $pid, and when some samples are safe lets
+# the ranks, whose processes are $ranks, stand still: no machine is so fast that they end before.
 run_to_middle()
 {
+    local r
     "${mpi[@]}" -np "$1" "$quire" run "$work/ranks.yaml" --results "$2" >"$2.log" 2>&1 &
     pid=$!
-    while kill -0 $pid 2>/dev/null &&
-        ! sql "$2" "select count(*) > 20 from samples" 2>&1 | grep -qx 1; do
+    while kill -0 "$pid" 2>/dev/null &&
+        ! sql "$2" "select count(*) > 0 from samples" 2>&1 | grep -qx 1; do
         sleep 0.02
     done
+    ranks=()
+    for ((r = 0; r < $1; r++)); do
+        ranks+=("$(rank_pid "$pid" $r)")
+    done
+    kill -STOP "${ranks[@]}"
 }
 
 # What Slurm's suspend does, for longer than a rank may be silent; the rest goes on meanwhile.
 run_to_middle 2 "$work/suspended.db"
-suspended=$pid suspended_ranks="$(rank_pid $pid 0) $(rank_pid $pid 1)"
-# shellcheck disable=SC2086 # two numbers
-kill -STOP $suspended_ranks
+suspended=$pid suspended_ranks=("${ranks[@]}")
 suspended_s=$SECONDS
 
 for n in 1 2 4; do
@@ -75,11 +80,12 @@ committed()
 # lose_rank RANK: kills it in the middle of a run of three.
 lose_rank()
 {
-    local name="rank $1 killed" db=$work/lost$1.db pid status=0 before began
+    local name="rank $1 killed" db=$work/lost$1.db pid ranks status=0 before began
     run_to_middle 3 "$db"
     before=$(committed "$db")
     began=$SECONDS
-    kill -KILL "$(rank_pid "$pid" "$1")"
+    kill -KILL "${ranks[$1]}"
+    kill -CONT "${ranks[@]}"
     wait "$pid" || status=$?
     equal "$name: mpirun ends with the code of the signal" $status 137
     check "$name: within ten seconds" test $((SECONDS - began)) -le 10
@@ -120,8 +126,7 @@ check "a rank of 4 takes its part of the memory" test $((blocks[4] * 3)) -le "${
 while [ $((SECONDS - suspended_s)) -lt 17 ]; do
     sleep 0.2
 done
-# shellcheck disable=SC2086
-kill -CONT $suspended_ranks
+kill -CONT "${suspended_ranks[@]}"
 status=0
 wait "$suspended" || status=$?
 equal "suspended for 17 s: the run goes on to its end" $status 0

@@ -79,7 +79,7 @@ wait_for()
     shift
     until "$@" >/dev/null 2>&1; do
         [ $SECONDS -lt $end ] || return 1
-        sleep 0.1
+        sleep 0.05
     done
 }
 
@@ -109,7 +109,7 @@ is_in_state()
 # job_ends NAME STATE: of $job, whose output is shown when it is not so.
 job_ends()
 {
-    wait_for 90 is_in_state "$job" "COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL"
+    wait_for 180 is_in_state "$job" "COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL"
     if is_in_state "$job" "$2"; then
         ok "$1"
     else
@@ -141,10 +141,18 @@ committed()
     sql "$db" "select key, attempt_id, output_sha256 from samples order by key"
 }
 
-# mid_run N: waits until N samples are committed.
+# mid_run N: waits until N samples are committed. Then all ranks stand still until go_on or Slurm's
+# own SIGCONT, so that no machine is so fast that the run ends before it is disturbed.
 mid_run()
 {
     check "the run is in the middle of its work" wait_for 60 has_samples "$db" "$1"
+    pkill -STOP -x quire
+}
+
+# From here the processes of all nodes are to be seen.
+go_on()
+{
+    pkill -CONT -x quire
 }
 
 # What a sample is, but for settings that must not change its tokens, and the tokens' hash.

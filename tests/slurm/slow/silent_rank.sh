@@ -15,6 +15,7 @@ fall_silent()
     pid=$!
     mid_run 64
     committed >"$work/before"
+    go_on
     began=$SECONDS
     check "$name" "$@"
     wait $pid || status=$?

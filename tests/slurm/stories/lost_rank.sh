@@ -15,6 +15,7 @@ kill_rank()
     began=$SECONDS
     # On a node only its own processes are to be seen.
     "$node" run "$1" pkill -KILL -f "^$quire run"
+    go_on
     wait $pid || status=$?
     equal "the job ends with the code of the signal" $status 137
     check "within ten seconds" test $((SECONDS - began)) -le 10

@@ -6,6 +6,7 @@
 submit requeue
 mid_run 64
 exits "scontrol requeue" 0 scontrol requeue "$job"
+go_on
 is_queued_again
 job_ends "the job completes" COMPLETED
 sql_equal "two runs, the second one knows that it is a restart" "$db" \
