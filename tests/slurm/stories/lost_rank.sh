@@ -4,13 +4,13 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../lib.sh"
 
-# kill_rank ON_NODE WITH_SAMPLES: starts the run on four nodes and kills the rank there.
+# kill_rank ON_NODE: starts the run on four nodes and kills the rank there.
 kill_rank()
 {
     local pid status=0 began
     srun --mpi=pmix --kill-on-bad-exit=1 -N4 "$quire" run "$config" >"$out" 2>&1 &
     pid=$!
-    mid_run "$2"
+    mid_run $(($(count_samples "$db") + 16))
     committed >"$work/before"
     began=$SECONDS
     # On a node only its own processes are to be seen.
@@ -24,8 +24,8 @@ kill_rank()
         "$(committed | comm -23 "$work/before" -)" ""
 }
 
-kill_rank 3 64
-kill_rank 1 192
+kill_rank 3
+kill_rank 1
 exits "the same command does the rest" 0 \
     srun --mpi=pmix --kill-on-bad-exit=1 -N4 "$quire" run "$config"
 as_undisturbed "SIGKILL of a worker's rank, then of rank 0"

@@ -18,7 +18,7 @@ before=$(committed)
 exits "n2 crashes" 0 crash 2
 is_queued_again
 exits "n2 is replaced by n3 in the job" 0 scontrol update JobId="$job" ReqNodeList=n1,n3
-mid_run 192
+mid_run $(($(count_samples "$db") + 16))
 equal "what was committed is there" \
     "$(comm -23 <(echo "$before") <(committed))" ""
 exits "n1 crashes, with rank 0" 0 crash 1
