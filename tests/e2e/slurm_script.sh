@@ -125,6 +125,14 @@ equal "the fiftieth restart is the last" "$(asked scontrol)" ""
 exits "stopped while a newer attempt runs" 75 start "$script" FAKE_EXIT=75 FAKE_RESTARTS=1
 equal "stopped while a newer attempt runs: that one is left alone" "$(asked scontrol)" ""
 
+# catches PID SIGNAL: whether the process has a handler for the signal.
+catches()
+{
+    local mask
+    mask=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status")
+    [ $((0x${mask:-0} >> ($(kill -l "$2") - 1) & 1)) = 1 ]
+}
+
 # signalled NAME SIGNAL SCRIPT: runs the script, and signals its shell when the step is under way.
 signalled()
 {
@@ -133,13 +141,16 @@ signalled()
     mkdir "$FAKE"
     PATH=$bin:$PATH SLURM_JOB_ID=41 SLURM_CPUS_PER_TASK=8 FAKE_EXIT=wait bash "$3" >"$out" 2>&1 &
     job=$!
-    until [ -e "$FAKE/srun" ] || [ $((tries += 1)) -gt 250 ]; do
+    # The traps are set right behind the start of the step.
+    until { [ -e "$FAKE/srun" ] && catches $job "$2"; } || [ $((tries += 1)) -gt 500 ]; do
         sleep 0.02
     done
-    # The traps are set right behind the start of the step.
-    sleep 0.3
     kill -"$2" $job
-    sleep 0.3
+    if [ "$2" = USR1 ]; then # which the shell passes on
+        until [ -e "$FAKE/heard" ] || [ $((tries += 1)) -gt 500 ]; do
+            sleep 0.02
+        done
+    fi
     touch "$FAKE/go"
     status=0
     wait $job || status=$?
