@@ -6,9 +6,9 @@
  *
  * Samples are handed out in ranges, the longest expected first. A rank works for one engine group
  * at a time. It holds at most its share of that group's unfinished samples (what all of them are
- * expected to cost, divided by the ranks that could take them), so the ranks finish together. A
- * rank that cannot run a group is not asked again; a group that no rank can run is a failed attempt
- * of each of its tasks. The tokens of a sample depend on none of this.
+ * expected to cost, divided by the ranks that could take them), so ranks of the same speed finish
+ * together. A rank that cannot run a group is not asked again; a group that no rank can run is a
+ * failed attempt of each of its tasks. The tokens of a sample depend on none of this.
  */
 #ifndef QUIRE_DESK_H
 #define QUIRE_DESK_H

@@ -57,12 +57,26 @@ static int check_path(const char *path)
     return 0;
 }
 
+/* Slurm puts the folder before the log's name and then replaces %j and its like in both; after a
+ * backslash it replaces nothing. */
+static int check_directory(const char *path)
+{
+    if (strpbrk(path, "%\\"))
+        return err_set(
+            ERR_CONFIG,
+            "the folder '%s' has a %% or a backslash, which mean something else to Slurm "
+            "in the path of a log, so that the job would end without a word: call this "
+            "in another folder",
+            path);
+    return check_path(path);
+}
+
 int slurm_check(const struct slurm_job *job)
 {
     if (check_path(job->config->path) != 0 || check_path(job->config->results) != 0 ||
         check_path(job->program) != 0)
         return -1;
-    return check_path(job->directory);
+    return check_directory(job->directory);
 }
 
 /* ---- #SBATCH ---- */

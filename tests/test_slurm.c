@@ -314,6 +314,18 @@ static void a_path_with_a_line_break_is_refused(void **state)
     assert_error(ERR_CONFIG, "line break");
 }
 
+static void a_folder_that_slurm_would_not_find_the_log_in_is_refused(void **state)
+{
+    (void)state;
+    load_ok(BASE);
+    struct slurm_job job = make_job(NULL, 0);
+    job.directory = "/home/ada/100%j";
+    assert_int_equal(slurm_check(&job), -1);
+    assert_error(ERR_CONFIG, "'/home/ada/100%j' has a % or a backslash");
+    job.directory = "/home/ada/a\\b";
+    assert_int_equal(slurm_check(&job), -1);
+}
+
 /* ---- the section in a config ---- */
 
 static void a_bad_value_is_refused_at_its_place(void **state)
@@ -426,6 +438,7 @@ int main(void)
         SLURM_TEST(settings_of_the_command_line_reach_the_run_but_not_those_of_slurm),
         SLURM_TEST(names_with_blanks_and_quotes_stay_one_word_for_sbatch),
         SLURM_TEST(a_path_with_a_line_break_is_refused),
+        SLURM_TEST(a_folder_that_slurm_would_not_find_the_log_in_is_refused),
         SLURM_TEST(a_bad_value_is_refused_at_its_place),
         SLURM_TEST(times_and_sizes_are_taken_in_every_form_of_sbatch),
         SLURM_TEST(the_section_changes_no_task),
