@@ -242,6 +242,8 @@ static void take(struct desk *d, int rank, int group, int room, struct order *ou
             return;
         if (next != group)
             turn_to_group(d, rank, next);
+        if (next != group && group >= 0)
+            room = MIN(room, 1); /* what there is room for in the next engine is not known yet */
         group = next;
     }
     hand_out(d, &d->lot[group], rank, room, out);

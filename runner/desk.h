@@ -92,7 +92,8 @@ void desk_close(struct desk *d); /* accepts NULL */
 
 void desk_greet(struct desk *d, int rank, const struct greeting *greeting);
 /* What to do next. group: of the engine that the rank has open, or -1; room: samples that it can
- * take. An order for another group than that comes only when the rank holds no samples. */
+ * take. An order for another group than that comes only when the rank holds no samples, and is for
+ * one sample, as is the first question: it may take long until there is an engine for it. */
 void desk_take(struct desk *d, int rank, int group, int room, struct order *out);
 /* The rank has an engine for the group it was given. */
 void desk_begin(struct desk *d, int rank, const struct opening *opening);

@@ -343,6 +343,21 @@ static void ranks_spread_over_the_groups(void **state)
     assert_int_not_equal(first, second);
 }
 
+/* Its next engine may have less room than the one that it asked for. */
+static void a_rank_turns_to_another_group_with_one_sample(void **state)
+{
+    (void)state;
+    make_list(MODEL PROMPTS "grid: {engine.max_num_seqs: [8, 4]}\n");
+    open_desk_of(1, false);
+    struct order order = take(0, -1, 100);
+    assert_int_equal(n_of(&order), 7);
+    begin(0, order.group);
+    put_order(0, &order, NULL);
+    struct order next = take(0, order.group, 100);
+    assert_int_not_equal(next.group, order.group);
+    assert_int_equal(n_of(&next), 1);
+}
+
 static void what_is_done_is_not_handed_out(void **state)
 {
     (void)state;
@@ -723,6 +738,7 @@ int main(void)
         cmocka_unit_test_teardown(a_rank_alone_takes_all_that_it_has_room_for, teardown),
         cmocka_unit_test_teardown(long_samples_are_handed_out_first, teardown),
         cmocka_unit_test_teardown(ranks_spread_over_the_groups, teardown),
+        cmocka_unit_test_teardown(a_rank_turns_to_another_group_with_one_sample, teardown),
         cmocka_unit_test_teardown(what_is_done_is_not_handed_out, teardown),
         cmocka_unit_test_teardown(a_group_that_one_rank_refuses_is_run_by_another, teardown),
         cmocka_unit_test_teardown(a_group_that_no_rank_can_run_is_a_failed_task, teardown),
