@@ -7,9 +7,6 @@
 #include <string.h>
 #include <time.h>
 
-/* Requests kept in the engine beyond the running ones, so that it never waits for the desk. */
-#define WAITING_REQUESTS 256
-
 #define ASK_AGAIN_S 0.02 /* after the answer that there is nothing now */
 #define NAP_NS      1000000
 
@@ -199,7 +196,7 @@ static enum generation_result run_steps(struct state *s, struct order *order)
 
 enum generation_result generation_run(struct generation *g, struct order *order)
 {
-    struct state s = {.g = g, .n_flights = WAITING_REQUESTS + g->max_num_seqs};
+    struct state s = {.g = g, .n_flights = g->max_num_seqs + g->max_waiting};
     s.flight = xcalloc((size_t)s.n_flights, sizeof(struct flight));
     for (int i = 0; i < s.n_flights; i++) {
         s.flight[i].next_free = s.free;

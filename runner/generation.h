@@ -15,6 +15,7 @@ struct generation {
     const struct tokenizer *tokenizer; /* NULL: token ids only */
     struct link *link;
     int max_num_seqs;
+    int max_waiting; /* requests in the engine beyond these, so that it never waits for the desk */
     /* Called after each step, which took step_s, and while there is nothing to do. */
     void (*after_step)(void *user, double step_s);
     void *user;

@@ -17,6 +17,11 @@
 #define PULSE_S 0.5      /* between pulses that carry no outcome */
 #define NAP_NS  10000000 /* while there is nothing to do         */
 
+/* Samples that wait in the engine: any number when no other rank could have them, and else a batch
+ * for when all of one end in the same step, or what small batches do while the desk answers. */
+#define MAX_WAITING       256
+#define MAX_WAITING_SMALL 16
+
 struct worker {
     const struct worker_options *options;
     struct decision *of_model; /* [work->n_groups] the device of each model, on this rank   */
@@ -194,6 +199,12 @@ static void log_preemptions(const struct worker *w)
             stats.n_preemptions - stats.n_swapped_out);
 }
 
+static int choose_waiting(const struct worker *w, int max_num_seqs)
+{
+    bool alone = cluster_get_place(w->options->cluster).size == 1;
+    return alone ? MAX_WAITING : MIN(MAX(max_num_seqs, MAX_WAITING_SMALL), MAX_WAITING);
+}
+
 /* Works on the order's group; true when *order is then one for another group. */
 static bool run_group(struct worker *w, struct order *order)
 {
@@ -203,13 +214,14 @@ static bool run_group(struct worker *w, struct order *order)
         return false;
     }
     link_begin(w->options->link, &w->opening);
+    const int max_num_seqs = (int)group->work[0]->task->settings.engine.max_num_seqs;
     struct generation generation = {.group = group,
                                     .group_index = order->group,
                                     .engine = w->engine,
                                     .tokenizer = model_get_tokenizer(w->model),
                                     .link = w->options->link,
-                                    .max_num_seqs =
-                                        (int)group->work[0]->task->settings.engine.max_num_seqs,
+                                    .max_num_seqs = max_num_seqs,
+                                    .max_waiting = choose_waiting(w, max_num_seqs),
                                     .after_step = after_step,
                                     .user = w};
     enum generation_result result = generation_run(&generation, order);
