@@ -131,73 +131,92 @@ static void strangers_are_refused_whichever_attempt_writes(void **state)
     free(path);
 }
 
-static void an_attempt_takes_over_from_one_in_the_middle_of_a_transaction(void **state)
+/* An older attempt in a process of its own, and what it writes. */
+struct older {
+    struct fixture f;
+    int64_t task, attempt;
+    int ready; /* the newer one waits until this is written to */
+};
+
+static void say_ready(const struct older *o)
 {
-    (void)state;
-    char *path = test_path("middle.db");
+    if (write(o->ready, "!", 1) != 1)
+        _exit(1);
+}
+
+static int add_sample(struct older *o, int prompt)
+{
+    return fixture_sample(&o->f, o->task, o->attempt, prompt, "aa", "");
+}
+
+/* Opens the database as a newer attempt, while an older one runs `work`; that one must be stopped
+ * by it, which is what `work` returns. */
+static void take_over(struct fixture *newer, const char *path, bool (*work)(struct older *))
+{
     int ready[2], status;
     char byte;
     assert_int_equal(pipe(ready), 0);
     pid_t child = fork();
     if (child == 0) {
-        struct fixture older;
-        fixture_open_as(&older, path, JOB, 0);
-        int64_t task = put_task(&older, 0), attempt = fixture_attempt(&older, task, "flash", "");
-        if (store_commit(older.store) != 0 ||
-            fixture_sample(&older, task, attempt, 0, "aa", "") != 0 || write(ready[1], "!", 1) != 1)
-            _exit(1);
-        usleep(300000);
-        /* The newer one can only wait for this transaction; the next one is not kept. */
-        bool first = store_commit(older.store) == 0;
-        usleep(300000);
-        bool second = fixture_sample(&older, task, attempt, 1, "aa", "") == 0 &&
-                      store_commit(older.store) == 0;
-        _exit(first && !second && err_get_kind() == ERR_STOPPED ? 0 : 1);
+        struct older o = {.ready = ready[1]};
+        fixture_open_as(&o.f, path, JOB, 0);
+        o.task = put_task(&o.f, 0);
+        o.attempt = fixture_attempt(&o.f, o.task, "flash", "");
+        bool stopped = store_commit(o.f.store) == 0 && work(&o);
+        _exit(stopped && err_get_kind() == ERR_STOPPED ? 0 : 1);
     }
     assert_int_equal(read(ready[0], &byte, 1), 1);
-    struct fixture newer;
-    fixture_open_as(&newer, path, JOB, 1);
-    assert_int_equal(store_commit(newer.store), 0);
+    fixture_open_as(newer, path, JOB, 1);
+    assert_int_equal(store_commit(newer->store), 0);
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_int_equal(status, 0);
-    assert_rows(newer.store, "SELECT prompt_index FROM samples", "0\n");
-    fixture_close(&newer);
     close(ready[0]);
     close(ready[1]);
+}
+
+/* The newer one can only wait for this transaction; the next one is not kept. */
+static bool finish_a_transaction(struct older *o)
+{
+    bool begun = add_sample(o, 0) == 0;
+    say_ready(o);
+    usleep(300000);
+    bool kept = store_commit(o->f.store) == 0;
+    usleep(300000);
+    return begun && kept && (add_sample(o, 1) != 0 || store_commit(o->f.store) != 0);
+}
+
+static void an_attempt_takes_over_from_one_in_the_middle_of_a_transaction(void **state)
+{
+    (void)state;
+    char *path = test_path("middle.db");
+    struct fixture newer;
+    take_over(&newer, path, finish_a_transaction);
+    assert_rows(newer.store, "SELECT prompt_index FROM samples", "0\n");
+    fixture_close(&newer);
     free(path);
 }
 
 /* It holds the database but for the moment between two transactions: too short to be met by one
  * who looks from time to time. */
+static bool begin_again_and_again(struct older *o)
+{
+    bool stopped = false;
+    say_ready(o);
+    for (int i = 0; i < 40 && !stopped; i++) {
+        stopped = add_sample(o, i) != 0;
+        usleep(100000);
+        stopped = stopped || store_commit(o->f.store) != 0;
+    }
+    return stopped;
+}
+
 static void a_writer_in_transactions_without_end_gives_way_to_a_newer_attempt(void **state)
 {
     (void)state;
     char *path = test_path("busy.db");
-    int ready[2], status;
-    char byte;
-    assert_int_equal(pipe(ready), 0);
-    pid_t child = fork();
-    if (child == 0) {
-        struct fixture older;
-        fixture_open_as(&older, path, JOB, 0);
-        int64_t task = put_task(&older, 0), attempt = fixture_attempt(&older, task, "flash", "");
-        bool stopped = store_commit(older.store) != 0 || write(ready[1], "!", 1) != 1;
-        for (int i = 0; i < 40 && !stopped; i++) {
-            stopped = fixture_sample(&older, task, attempt, i, "aa", "") != 0;
-            usleep(100000);
-            stopped = stopped || store_commit(older.store) != 0;
-        }
-        _exit(stopped && err_get_kind() == ERR_STOPPED ? 0 : 1);
-    }
-    assert_int_equal(read(ready[0], &byte, 1), 1);
     struct fixture newer;
-    fixture_open_as(&newer, path, JOB, 1);
-    assert_int_equal(store_commit(newer.store), 0);
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_int_equal(status, 0);
+    take_over(&newer, path, begin_again_and_again);
     fixture_close(&newer);
-    close(ready[0]);
-    close(ready[1]);
     free(path);
 }
 
