@@ -207,28 +207,36 @@ static int log_end(const struct run *r, const struct desk_summary *s)
                     s->n_failed_tasks, s->n_failed_tasks == 1 ? "" : "s", db);
         return ERR_RUN;
     }
+    return 0;
+}
+
+/* Only when the last commit has been made: all that the message says is true then. */
+static void log_done(const struct run *r, const struct desk_summary *s)
+{
     char took[32], first[64] = "";
     if (s->first_token_s > 0)
         snprintf(first, sizeof(first), " (first token after %.2f s)",
                  s->first_token_s - r->began_s);
     log_info("Done in %s%s: %lld samples are in %s; see `quire results %s`",
              format_seconds(took, time_monotonic_s() - r->began_s), first, (long long)s->n_total,
-             r->path, db);
-    return 0;
+             r->path, r->config->results);
 }
 
 /* Ends the run in the store. Returns the exit code. */
 static int close_desk(struct run *r)
 {
     int code = (int)err_get_kind();
+    struct desk_summary summary = {0};
     if (r->desk) {
-        struct desk_summary summary = desk_finish(r->desk);
+        summary = desk_finish(r->desk);
         code = log_end(r, &summary);
     }
     if (r->run_id > 0 && store_end_run(r->store, r->run_id, code) != 0 && code == 0)
         code = (int)err_get_kind();
     if (store_close(r->store) != 0 && code == 0)
         code = (int)err_get_kind();
+    if (r->desk && code == 0)
+        log_done(r, &summary);
     desk_close(r->desk);
     free(r->path);
     return code;
