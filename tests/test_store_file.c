@@ -381,6 +381,26 @@ struct busy_reader {
     int n_rows;
 };
 
+/* Opens the database for writing, with one task. */
+static struct busy_reader begin_task(struct fixture *f, const char *path)
+{
+    fixture_open(f, path);
+    struct busy_reader r = {.f = f};
+    r.task = fixture_task(f, (struct fixture_task){.attention = "flash", .n_samples = 40});
+    r.attempt = fixture_attempt(f, r.task, "flash", "");
+    assert_int_equal(store_commit(f->store), 0);
+    return r;
+}
+
+/* What the query's callback writes keeps nobody waiting. */
+static void read_slowly(struct store *reader, const char *sql, store_row_fn write,
+                        struct busy_reader *r)
+{
+    double began = time_monotonic_s();
+    assert_int_equal(store_query(reader, sql, write, r), 0);
+    assert_true(time_monotonic_s() - began < 5);
+}
+
 static int write_while_reading(void *user, int n, const char *const *names,
                                const char *const *values, const bool *is_number)
 {
@@ -399,18 +419,13 @@ static void a_reader_and_the_writer_do_not_wait_for_each_other(void **state)
     (void)state;
     char *path = test_path("reader.db");
     struct fixture f;
-    fixture_open(&f, path);
-    struct busy_reader r = {.f = &f};
-    r.task = fixture_task(&f, (struct fixture_task){.attention = "flash", .n_samples = 9});
-    r.attempt = fixture_attempt(&f, r.task, "flash", "");
+    struct busy_reader r = begin_task(&f, path);
     for (int i = 0; i < 2; i++)
         assert_int_equal(fixture_sample(&f, r.task, r.attempt, i, "aa", ""), 0);
     assert_int_equal(store_commit(f.store), 0);
     struct store *reader;
     assert_int_equal(store_open(&reader, path, STORE_READ), 0);
-    double began = time_monotonic_s();
-    assert_int_equal(store_query(reader, "SELECT * FROM samples", write_while_reading, &r), 0);
-    assert_true(time_monotonic_s() - began < 5);
+    read_slowly(reader, "SELECT * FROM samples", write_while_reading, &r);
     assert_int_equal(r.n_rows, 2);
     assert_rows(reader, "SELECT count(*) FROM samples", "4\n");
     /* The writer ends first: the log stays for the reader, who ends it. */
@@ -450,16 +465,10 @@ static void a_reader_of_a_rollback_journal_only_puts_commits_off(void **state)
     char *path = test_path("held-up.db");
     struct fixture f;
     assert_int_equal(setenv("QUIRE_TEST_FS_TYPE", "0x6969", 1), 0);
-    fixture_open(&f, path);
-    struct busy_reader r = {.f = &f};
-    r.task = fixture_task(&f, (struct fixture_task){.attention = "flash", .n_samples = 40});
-    r.attempt = fixture_attempt(&f, r.task, "flash", "");
-    assert_int_equal(store_commit(f.store), 0);
+    struct busy_reader r = begin_task(&f, path);
     struct store *reader;
     assert_int_equal(store_open(&reader, path, STORE_READ), 0);
-    double began = time_monotonic_s();
-    assert_int_equal(store_query(reader, "SELECT * FROM tasks", write_much_while_reading, &r), 0);
-    assert_true(time_monotonic_s() - began < 5);
+    read_slowly(reader, "SELECT * FROM tasks", write_much_while_reading, &r);
     assert_int_equal(r.n_rows, 40);
     fixture_close(&f);
     assert_rows(reader, "SELECT count(*), sum(length(text)) FROM samples", "40|7999960\n");
