@@ -132,6 +132,7 @@ bool parse_double(double *out, const char *text);
  * while the rest of a character is still to come. Invalid bytes count as complete. */
 size_t utf8_complete_prefix(const char *s, size_t n);
 bool utf8_is_valid(const char *s, size_t n);
+#define UTF8_REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
 
 /* ---- files --------------------------------------------------------------------------------- */
 #define FILE_MAX_BYTES ((size_t)1 << 30) /* for file_read; weights are mapped instead */

@@ -331,16 +331,15 @@ static int make_workload(struct bench *b, int vocab)
         return -1;
     }
     struct prompt *prompt = xcalloc((size_t)set->n, sizeof(*prompt));
-    int64_t max_tokens = config->base.engine.max_num_batched_tokens;
     b->item = xcalloc(1, sizeof(*b->item));
     b->n = 1;
-    b->item[0] =
-        (struct engine_case){.prompt = prompt,
-                             .n = set->n,
-                             .max_seqs = (int)config->base.engine.max_num_seqs,
-                             .max_batched_tokens = max_tokens == SETTING_AUTO ? 0 : (int)max_tokens,
-                             .temperature = (float)config->base.sampling.temperature,
-                             .timed = TIME_ALL};
+    b->item[0] = (struct engine_case){
+        .prompt = prompt,
+        .n = set->n,
+        .max_seqs = (int)config->base.engine.max_num_seqs,
+        .max_batched_tokens = config_zero_if_auto(config->base.engine.max_num_batched_tokens),
+        .temperature = (float)config->base.sampling.temperature,
+        .timed = TIME_ALL};
     snprintf(b->item[0].label, sizeof(b->item[0].label), "%.60s", config->experiment);
     int rc = set->n > 0 ? 0 : err_set(ERR_CONFIG, "%s: there are no prompts", path);
     for (int i = 0; i < set->n; i++) {

@@ -33,6 +33,12 @@
 
 #define SETTING_AUTO (-1) /* an integer key left at `auto` */
 
+/* Such a key for the engine, which takes 0 for `auto`. */
+static inline int config_zero_if_auto(int64_t setting)
+{
+    return setting == SETTING_AUTO ? 0 : (int)setting;
+}
+
 enum init_choice { INIT_WEIGHTS, INIT_RANDOM };
 enum fast_choice { FAST_AUTO, FAST_ON, FAST_OFF };
 enum device_choice { DEVICE_CHOICE_AUTO, DEVICE_CHOICE_CPU, DEVICE_CHOICE_CUDA };

@@ -207,12 +207,6 @@ void decision_log(const struct decision *d, char warned_of[DECISION_REASON_MAX])
     snprintf(warned_of, DECISION_REASON_MAX, "%s", d->degraded_reason);
 }
 
-/* What the engine understands as `auto`. */
-static int zero_if_auto(int64_t setting)
-{
-    return setting == SETTING_AUTO ? 0 : (int)setting;
-}
-
 void decision_engine_options(const struct decision *d, const struct settings *s,
                              struct engine_options *out)
 {
@@ -227,9 +221,9 @@ void decision_engine_options(const struct decision *d, const struct settings *s,
         .async_scheduling = s->engine.async_scheduling && d->device != DEVICE_CPU,
         .block_size = (int)s->engine.block_size,
         .max_num_seqs = (int)s->engine.max_num_seqs,
-        .max_num_batched_tokens = zero_if_auto(s->engine.max_num_batched_tokens),
-        .max_model_len = zero_if_auto(s->engine.max_model_len),
-        .n_kv_blocks = zero_if_auto(s->engine.num_kv_blocks),
+        .max_num_batched_tokens = config_zero_if_auto(s->engine.max_num_batched_tokens),
+        .max_model_len = config_zero_if_auto(s->engine.max_model_len),
+        .n_kv_blocks = config_zero_if_auto(s->engine.num_kv_blocks),
         .memory_utilization = s->engine.gpu_memory_utilization,
         .kv_dtype = s->engine.kv_cache_dtype,
         .swap_bytes = swaps ? (size_t)(s->engine.swap_space * GIB) : 0,

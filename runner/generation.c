@@ -10,8 +10,6 @@
 #define ASK_AGAIN_S 0.02 /* after the answer that there is nothing now */
 #define NAP_NS      1000000
 
-#define REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
-
 /* One submitted sample, from submission to its finish callback. */
 struct flight {
     struct state *state;
@@ -70,7 +68,7 @@ static void replace_nuls(struct str *text)
     const char *nul;
     while (at < text->len && (nul = memchr(text->data + at, '\0', text->len - at))) {
         str_append(&out, text->data + at, (size_t)(nul - text->data) - at);
-        str_append_c(&out, REPLACEMENT);
+        str_append_c(&out, UTF8_REPLACEMENT);
         at = (size_t)(nul - text->data) + 1;
     }
     if (at == 0)

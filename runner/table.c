@@ -8,8 +8,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-#define ELLIPSIS    "\xE2\x80\xA6"
-#define REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
+#define ELLIPSIS "\xE2\x80\xA6"
 
 static const char *const format_names[] = {
     [TABLE_TEXT] = "table",  [TABLE_CSV] = "csv",     [TABLE_JSON] = "json",
@@ -75,7 +74,7 @@ static size_t append_visible(struct str *s, const char *text, size_t n, int *wid
         utf8proc_iterate((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n, &code);
     size_t before = s->len;
     if (used < 1) {
-        str_append_c(s, REPLACEMENT);
+        str_append_c(s, UTF8_REPLACEMENT);
         *width = 1;
         return 1;
     }
@@ -263,8 +262,8 @@ static void append_valid_utf8(struct str *s, const char *text)
         utf8proc_int32_t code;
         utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)text + at,
                                                  (utf8proc_ssize_t)(n - at), &code);
-        str_append(s, used < 1 ? REPLACEMENT : text + at,
-                   used < 1 ? strlen(REPLACEMENT) : (size_t)used);
+        str_append(s, used < 1 ? UTF8_REPLACEMENT : text + at,
+                   used < 1 ? strlen(UTF8_REPLACEMENT) : (size_t)used);
         at += used < 1 ? 1 : (size_t)used;
     }
 }

@@ -207,7 +207,6 @@ bool task_same_engine(const struct task *a, const struct task *b)
 void task_model_options(const struct task *t, struct model_options *out)
 {
     const struct settings *s = &t->settings;
-    int64_t n_threads = s->engine.num_threads;
     *out = (struct model_options){
         .path = s->model.path[0] ? s->model.path : s->model.architecture,
         .tokenizer = s->model.tokenizer[0] ? s->model.tokenizer : NULL,
@@ -216,7 +215,7 @@ void task_model_options(const struct task *t, struct model_options *out)
         .random_init = s->model.init == INIT_RANDOM,
         .init_seed = (uint64_t)s->model.seed,
         .device = DEVICE_CPU,
-        .device_options = {.n_threads = n_threads == SETTING_AUTO ? 0 : (int)n_threads,
+        .device_options = {.n_threads = config_zero_if_auto(s->engine.num_threads),
                            .isa = config_get_environment("QUIRE_CPU_ISA")},
         .weight_cache = config_get_environment("QUIRE_WEIGHT_CACHE"),
     };
